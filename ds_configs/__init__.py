@@ -1,0 +1,1 @@
+"""DeepSpeed configuration files, literal JSON; `scbench pretrain --deepspeed zero2` names one of them."""

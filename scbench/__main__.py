@@ -1,0 +1,5 @@
+"""`python -m scbench`, which is also what the deepspeed launcher starts."""
+
+from scbench.cli import main
+
+main()

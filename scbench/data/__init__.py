@@ -1,0 +1,1 @@
+"""From files of cells to batches: sources, vocabulary, shard store, sample order, loader."""

@@ -1,0 +1,124 @@
+"""CellBatch: the packed tokens of a few cells, everything a training step needs, made on the host.
+
+Cells lie one after the other without padding. Each cell starts with `<cls>` (value 0, never masked). Nothing here or
+behind it needs `torch.unique`, a boolean mask or any other synchronisation on a device.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+MASKED_VALUE = -1.0  # what the value MLP sees at a masked gene; log1p counts are never negative
+CLS = -1  # every model reads a negative gene id as its own <cls>
+
+
+class CellBatch(NamedTuple):
+    """B cells, T tokens in all (`<cls>` included), M masked genes, U distinct masked genes."""
+
+    genes: torch.Tensor  # int32 [T], token ids
+    values: torch.Tensor  # float32 [T], log1p counts; 0 at <cls>, MASKED_VALUE where masked
+    masked: torch.Tensor  # int32 [M], positions in T, ascending
+    targets: torch.Tensor  # float32 [M], the true values there
+    cell_offsets: torch.Tensor  # int32 [B+1], where each cell's tokens start
+    max_tokens: int  # the longest cell's tokens
+    samples: torch.Tensor  # int64 [B], sample numbers (outside training: content hashes); the key of dropout
+    cells: torch.Tensor  # int64 [B], the cell's number in its split
+    query_genes: torch.Tensor  # int32 [U], the distinct masked genes, ascending
+    query_index: torch.Tensor  # int32 [M], query_genes[query_index] = genes[masked]
+    gene_order: torch.Tensor  # int32 [T], stable sort of genes: the segments of the table's gradient
+    denominator: torch.Tensor  # float32 scalar: masked genes of the whole optimizer step (all ranks and micro-steps)
+
+    def to(self, device: torch.device | str) -> "CellBatch":
+        """The same batch on `device`, copied without waiting."""
+        return CellBatch(*(x.to(device, non_blocking=True) if isinstance(x, torch.Tensor) else x for x in self))
+
+    @property
+    def n_cells(self) -> int:
+        """B."""
+        return self.samples.shape[0]
+
+    @classmethod
+    def pack(
+        cls,
+        genes: np.ndarray,
+        values: np.ndarray,
+        offsets: np.ndarray,
+        masked: np.ndarray | None = None,
+        *,
+        cls_token: int = CLS,
+        samples: np.ndarray | None = None,
+        cells: np.ndarray | None = None,
+    ) -> "CellBatch":
+        """Put `<cls>` before each cell, hide the masked values and index what the losses and gradients need.
+
+        Parameters
+        ----------
+        genes, values
+            int [N] and float [N]: token ids and true values of all cells' genes, cell by cell, without `<cls>`.
+        offsets
+            int [B+1]: where each cell starts in them. A cell may be empty.
+        masked
+            bool [N]; nothing is masked by default.
+        cls_token
+            The vocabulary's `<cls>`; by default CLS, which a model replaces by its own.
+        samples, cells
+            int64 [B]; 0 … B−1 by default.
+        """
+        n_cells = len(offsets) - 1
+        offsets = np.asarray(offsets, dtype=np.int64)
+        lengths = np.diff(offsets)
+        cell_offsets = offsets + np.arange(n_cells + 1)
+        gene_positions = np.arange(len(genes)) + np.repeat(np.arange(1, n_cells + 1), lengths)
+        packed_genes = np.full(len(genes) + n_cells, cls_token, dtype=np.int32)
+        packed_genes[gene_positions] = genes
+        packed_values = np.zeros(len(packed_genes), dtype=np.float32)
+        packed_values[gene_positions] = values
+        positions = gene_positions[masked] if masked is not None else np.zeros(0, dtype=np.int64)
+        targets = packed_values[positions]
+        packed_values[positions] = MASKED_VALUE
+        query_genes, query_index = np.unique(packed_genes[positions], return_inverse=True)
+        default = np.arange(n_cells)
+        int32 = np.int32
+        return cls(
+            genes=torch.from_numpy(packed_genes),
+            values=torch.from_numpy(packed_values),
+            masked=torch.from_numpy(positions.astype(int32)),
+            targets=torch.from_numpy(targets),
+            cell_offsets=torch.from_numpy(cell_offsets.astype(int32)),
+            max_tokens=int(lengths.max(initial=0)) + 1,
+            samples=torch.from_numpy(np.array(default if samples is None else samples).astype(np.int64)),
+            cells=torch.from_numpy(np.array(default if cells is None else cells).astype(np.int64)),
+            query_genes=torch.from_numpy(query_genes.astype(int32)),
+            query_index=torch.from_numpy(query_index.astype(int32)),
+            gene_order=torch.from_numpy(np.argsort(packed_genes, kind="stable").astype(int32)),
+            denominator=torch.tensor(float(len(positions))),
+        )
+
+    @classmethod
+    def from_lists(
+        cls,
+        genes: Sequence[np.ndarray],
+        values: Sequence[np.ndarray],
+        masked: Sequence[np.ndarray] | None = None,
+        **options,
+    ) -> "CellBatch":
+        """A batch from one array a cell: token ids without `<cls>`, true values, boolean masks. `options` as in `pack`."""
+        if len(genes) != len(values) or (masked is not None and len(genes) != len(masked)):
+            raise ValueError("genes, values and masked must hold one array a cell")
+        for i, (g, v) in enumerate(zip(genes, values, strict=True)):
+            if len(g) != len(v) or (masked is not None and len(g) != len(masked[i])):
+                raise ValueError(f"cell {i}: genes, values and masked differ in length")
+        offsets = np.concatenate([[0], np.cumsum([len(g) for g in genes], dtype=np.int64)])
+
+        def join(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+            return np.concatenate([np.zeros(0, dtype), *(np.asarray(a, dtype) for a in arrays)])
+
+        return cls.pack(
+            join(genes, np.int64),
+            join(values, np.float32),
+            offsets,
+            None if masked is None else join(masked, bool),
+            **options,
+        )

@@ -1,0 +1,1 @@
+"""Readers of raw counts, one kind of file each."""

@@ -1,0 +1,9 @@
+"""The one error that a user's input can cause."""
+
+
+class UserError(Exception):
+    """Something in the user's input or environment is wrong.
+
+    The message is one clear sentence: what is wrong, where, and what to do. The command line prints it without a
+    traceback and exits with code 2.
+    """

@@ -1,0 +1,1 @@
+"""Expression models: embedding, encoder, heads, and how they are saved."""

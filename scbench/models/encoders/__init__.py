@@ -1,0 +1,1 @@
+"""Encoders: packed token states in, packed token states out."""
