@@ -1,0 +1,235 @@
+"""From a split of a store to the CellBatches of each optimizer step: order, read, sample genes, mask, balance, pack.
+
+Windows (the micro-batches of one step on one rank) are made ahead of need in a thread. What a window holds is a function
+of (split, options, step, rank, world) alone, and the windows of all ranks together do not depend on their number.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from scbench.data.batch import CellBatch
+from scbench.data.extents import Cells, ExtentCache, SplitReader
+from scbench.data.microbatch import balance, micro_steps
+from scbench.data.order import SampleOrder, default_lanes
+from scbench.data.prefetch import Prefetcher
+from scbench.data.sampling import draw_genes, draw_mask, log1p_counts
+from scbench.data.vocabulary import Vocabulary
+from scbench.kernels import random
+from scbench.kernels.random import Stream
+
+WINDOWS_AHEAD = 4
+
+
+class Loader:
+    """Iterates over optimizer steps, without end; an item is the list of this rank's K micro-batches of one step.
+
+    K is the same for every rank and step. The global batch of a step, its gene subsets and its masks are bit-identical for
+    any `world` and any `micro_batch_cells`; a micro-batch keeps the cells in the batch's order. Each CellBatch's
+    `denominator` is the number of *this rank's* masked genes in the window: training adds the other ranks'.
+
+    Memory: at most 2 · lanes extents (about 8 MB each; with W ranks about a W-th of them on each, as long as there are no
+    more lanes than cells in a batch) and a few windows.
+
+    Parameters
+    ----------
+    split
+        A split of an open store.
+    vocabulary
+        The store's.
+    seed
+        Of order, gene subsets and masks.
+    batch_cells
+        Cells of the global batch, over all ranks.
+    micro_batch_cells
+        Cells of a micro-batch; None: the rank's whole share.
+    max_genes, weighted
+        As in `sampling.draw_genes`.
+    mask_ratio
+        Probability that a gene is masked.
+    lanes
+        Extents that are mixed at a time; None: `order.default_lanes`. A constant of the run, not of the machine.
+    rank, world
+        Of this process.
+    start_step
+        The step to begin with (what `state()["step"]` said).
+
+    Raises
+    ------
+    UserError
+        If the split is empty or there are fewer cells in a batch than ranks; later, what reading an extent raises.
+    """
+
+    def __init__(
+        self,
+        split: SplitReader,
+        vocabulary: Vocabulary,
+        *,
+        seed: int,
+        batch_cells: int,
+        micro_batch_cells: int | None,
+        max_genes: int,
+        mask_ratio: float,
+        weighted: bool,
+        lanes: int | None,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+    ) -> None:
+        lanes = default_lanes(len(split.extent_sizes), batch_cells) if lanes is None else lanes
+        order = SampleOrder(split.extent_sizes, seed, lanes)
+        self.micro_steps = micro_steps(batch_cells, world, micro_batch_cells)
+        """K, the micro-batches of every step."""
+        reader = _AheadReader(split, order, batch_cells, rank, world)
+        sampler = _Sampler(vocabulary, seed, max_genes, mask_ratio, weighted)
+        self._step = start_step
+        self._windows = Prefetcher(
+            _windows(reader, sampler, start_step, self.micro_steps, micro_batch_cells), WINDOWS_AHEAD
+        )
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> list[CellBatch]:
+        window = next(self._windows)
+        self._step += 1
+        return window
+
+    def state(self) -> dict[str, int]:
+        """What the next run needs to go on: the step whose window comes next, as `start_step`."""
+        return {"step": self._step}
+
+    @property
+    def wait_seconds(self) -> float:
+        """Seconds that the consumer has waited for windows in all."""
+        return self._windows.wait_seconds
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._windows.close()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def validation_batches(
+    split: SplitReader,
+    vocabulary: Vocabulary,
+    *,
+    seed: int,
+    max_genes: int,
+    mask_ratio: float,
+    max_cells: int,
+    batch_cells: int,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[CellBatch]:
+    """The first `max_cells` cells of a split in stored order, always with the same (uniform) gene subsets and masks.
+
+    They depend on the seed, the cell's number in the split, `max_genes` and `mask_ratio` alone, so losses of different runs
+    and steps can be compared. Ranks take contiguous slices and yield equally many batches of at most `batch_cells` cells
+    (at `batch_cells` 1 and a number of cells that isn't a multiple of the ranks: two); one rank's cells may run out where
+    there are fewer cells than ranks, and it then yields a batch of one empty cell, number −1, that masks nothing. An empty
+    split yields nothing. `denominator` is the batch's own number of masked genes.
+    """
+    n_cells = min(max_cells, split.n_cells)
+    if n_cells == 0:
+        return
+    sampler = _Sampler(vocabulary, random.key(seed, Stream.VALIDATION), max_genes, mask_ratio, weighted=False)
+    if n_cells < world and (rank + 1) * n_cells // world == rank * n_cells // world:
+        nothing = np.zeros(0, dtype=np.int64)
+        nobody = np.array([-1])
+        yield sampler.window(Cells(nothing, nothing, np.zeros(2, dtype=np.int64)), nobody, nobody, 1, None)[0]
+        return
+    batches = micro_steps(max(n_cells, world), world, batch_cells)
+    first, last = rank * n_cells // world, (rank + 1) * n_cells // world
+    starts = np.concatenate([[0], np.cumsum(split.extent_sizes)])
+    cache = ExtentCache(split)
+    for i in range(batches):
+        numbers = np.arange(first + i * (last - first) // batches, first + (i + 1) * (last - first) // batches)
+        extents = np.searchsorted(starts, numbers, side="right") - 1
+        cache.keep_only(set(extents.tolist()))
+        cache.read(np.unique(extents).tolist())
+        cells = cache.gather(extents, numbers - starts[extents])
+        yield sampler.window(cells, numbers, numbers, 1, None)[0]
+
+
+def _windows(
+    reader: "_AheadReader", sampler: "_Sampler", start_step: int, steps: int, micro_batch_cells: int | None
+) -> Iterator[list[CellBatch]]:
+    """The windows from `start_step` on. No method of the Loader: the thread must not keep a forgotten one alive."""
+    for step in itertools.count(start_step):
+        yield sampler.window(*reader.window(step), steps, micro_batch_cells)
+
+
+class _Sampler:
+    """Turns raw cells into the micro-batches of one window."""
+
+    def __init__(self, vocabulary: Vocabulary, seed: int, max_genes: int, mask_ratio: float, weighted: bool) -> None:
+        self._cls_token = vocabulary.cls
+        self._seed = seed
+        self._max_genes = max_genes
+        self._mask_ratio = mask_ratio
+        self._weighted = weighted
+
+    def window(
+        self, cells: Cells, samples: np.ndarray, numbers: np.ndarray, steps: int, micro_batch_cells: int | None
+    ) -> list[CellBatch]:
+        """`steps` CellBatches of `cells`, whose keys are `samples` and whose numbers in the split are `numbers`."""
+        kept, offsets = draw_genes(
+            cells.genes, cells.counts, cells.offsets, samples,
+            seed=self._seed, max_genes=self._max_genes, weighted=self._weighted,
+        )
+        genes, values = cells.genes[kept], log1p_counts(cells.counts[kept])
+        masked = draw_mask(genes, offsets, samples, seed=self._seed, ratio=self._mask_ratio)
+        denominator = torch.tensor(float(np.count_nonzero(masked)))
+        lengths = np.diff(offsets)
+        batches = []
+        for chosen in balance(lengths + 1, steps, micro_batch_cells):
+            starts = np.concatenate([[0], np.cumsum(lengths[chosen])])
+            positions = np.arange(starts[-1]) + np.repeat(offsets[chosen] - starts[:-1], lengths[chosen])
+            batch = CellBatch.pack(
+                genes[positions], values[positions], starts, masked[positions],
+                cls_token=self._cls_token, samples=samples[chosen], cells=numbers[chosen],
+            )
+            batches.append(batch._replace(denominator=denominator))
+        return batches
+
+
+class _AheadReader:
+    """Reads one rank's cells step after step, and the extents of the next group little by little while one is used up."""
+
+    def __init__(self, split: SplitReader, order: SampleOrder, batch_cells: int, rank: int, world: int) -> None:
+        self._order = order
+        self._batch_cells = batch_cells
+        self._rank, self._world = rank, world
+        self.cache = ExtentCache(split)
+        self._next: tuple[int, list[int]] = (-1, [])  # start of the group after this one, this rank's extents in it
+
+    def window(self, step: int) -> tuple[Cells, np.ndarray, np.ndarray]:
+        """This rank's raw cells of `step`, their sample numbers and their numbers in the split (int64 [n] both)."""
+        order = self._order
+        samples, located = order.rank_slice(step, self._batch_cells, self._rank, self._world)
+        needed = np.unique(located.extents).tolist()
+        end = (step + 1) * self._batch_cells
+        group = order.group(end - 1)
+        coming = self._coming(group.stop) if group.start <= step * self._batch_cells else []
+        self.cache.keep_only({*needed, *group.extents.tolist(), *coming})
+        self.cache.read(needed)
+        self.cache.read(coming[: -(-len(coming) * (end - group.start) // (group.stop - group.start))])
+        cells = self.cache.gather(located.extents, located.indices)
+        return cells, samples, order.starts[located.extents] + located.indices
+
+    def _coming(self, start: int) -> list[int]:
+        """This rank's extents in the group that begins at sample `start`: those of the first batch that lies in it."""
+        if self._next[0] != start:
+            step = -(-start // self._batch_cells)
+            _, located = self._order.rank_slice(step, self._batch_cells, self._rank, self._world)
+            group = set(self._order.group(start).extents.tolist())
+            self._next = start, [extent for extent in np.unique(located.extents).tolist() if extent in group]
+        return self._next[1]

@@ -1,0 +1,143 @@
+"""The order of training samples: which cell sample number p is, for any p, on any number of ranks.
+
+Each epoch permutes the extents of the split and takes them in groups of L (the lanes, a constant of the run). In a group
+each lane owns one extent, whose cells are permuted; the lanes are interleaved round-robin and exhausted ones skipped.
+Every cell comes once an epoch and the epochs run on. Nothing here knows the number of ranks, so it can't depend on it.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from scbench.errors import UserError
+from scbench.kernels import random
+from scbench.kernels.random import Stream
+
+MAX_LANES = 64
+_CACHED_GROUPS = 4  # a batch spans two groups at most, unless the store is tiny
+
+
+def default_lanes(extents: int, batch_cells: int) -> int:
+    """The lanes of a run that didn't choose: 64, or fewer where there are fewer extents or cells in a batch."""
+    return min(MAX_LANES, extents, batch_cells)
+
+
+class Located(NamedTuple):
+    """Where samples lie in their split; all int64 [n]."""
+
+    extents: np.ndarray
+    indices: np.ndarray  # the cell within its extent
+    lanes: np.ndarray
+
+
+class Group(NamedTuple):
+    """Extents that are read side by side."""
+
+    start: int  # its first sample number
+    stop: int  # one past its last
+    extents: np.ndarray  # int64 [≤ L], by lane
+
+
+class _Epoch(NamedTuple):
+    extents: np.ndarray  # int64 [E], in the order of this epoch
+    starts: np.ndarray  # int64 [groups + 1], cells of the epoch before each group
+
+
+class _Interleaving(NamedTuple):
+    lanes: np.ndarray  # int32 [cells of the group]
+    indices: np.ndarray  # int32 [cells of the group], the cell within its lane's extent
+
+
+class SampleOrder:
+    """The cell of every sample number.
+
+    Memory: a table of the split's extents for two epochs, and tables of the cells of four groups.
+
+    Parameters
+    ----------
+    extent_sizes
+        int [E]: cells in each extent of the split.
+    seed
+        Any integer.
+    lanes
+        L ≥ 1: extents mixed at a time. More than E is the same as E.
+
+    Raises
+    ------
+    UserError
+        If the split holds no cell.
+    """
+
+    def __init__(self, extent_sizes: np.ndarray, seed: int, lanes: int) -> None:
+        self.sizes = np.asarray(extent_sizes, dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])  # int64 [E+1], cells of the split before each extent
+        self.n_cells = int(self.starts[-1])
+        if self.n_cells == 0:
+            raise UserError("the training split holds no cells: give `scbench prepare` more cells or another --split.")
+        if lanes < 1:
+            raise UserError(f"--lanes is {lanes}: it must be at least 1.")
+        self.seed = seed
+        self.lanes = min(lanes, len(self.sizes))
+        self._epoch = lru_cache(maxsize=2)(self._permute_extents)
+        self._interleaving = lru_cache(maxsize=_CACHED_GROUPS)(self._interleave)
+
+    def locate(self, samples: np.ndarray) -> Located:
+        """The cells of sample numbers int64 [n], each ≥ 0, in any order."""
+        samples = np.asarray(samples, dtype=np.int64)
+        located = Located(*(np.empty(len(samples), dtype=np.int64) for _ in Located._fields))
+        epochs, within = np.divmod(samples, self.n_cells)
+        for epoch in np.unique(epochs):
+            plan = self._epoch(int(epoch))
+            of_epoch = np.flatnonzero(epochs == epoch)
+            groups = np.searchsorted(plan.starts, within[of_epoch], side="right") - 1
+            for group in np.unique(groups):
+                chosen = of_epoch[groups == group]
+                table = self._interleaving(int(epoch), int(group))
+                position = within[chosen] - plan.starts[group]
+                lanes = table.lanes[position]
+                located.lanes[chosen] = lanes
+                located.extents[chosen] = plan.extents[group * self.lanes + lanes]
+                located.indices[chosen] = table.indices[position]
+        return located
+
+    def group(self, sample: int) -> Group:
+        """The group that holds a sample."""
+        epoch, within = divmod(sample, self.n_cells)
+        plan = self._epoch(epoch)
+        group = int(np.searchsorted(plan.starts, within, side="right")) - 1
+        first = epoch * self.n_cells
+        return Group(
+            first + int(plan.starts[group]),
+            first + int(plan.starts[group + 1]),
+            plan.extents[group * self.lanes : (group + 1) * self.lanes],
+        )
+
+    def rank_slice(self, step: int, batch_cells: int, rank: int, world: int) -> tuple[np.ndarray, Located]:
+        """One rank's samples of global batch `step`, int64 [n], and their cells.
+
+        Batch s is samples [s·B, (s+1)·B) sorted by lane (stable); rank r takes [r·B//W, (r+1)·B//W) of that. Ranks one
+        after the other give the one-rank batch, and a rank meets about 1/W of the lanes, so it reads 1/W of the extents.
+        """
+        samples = np.arange(step * batch_cells, (step + 1) * batch_cells, dtype=np.int64)
+        located = self.locate(samples)
+        mine = np.argsort(located.lanes, kind="stable")[rank * batch_cells // world : (rank + 1) * batch_cells // world]
+        return samples[mine], Located(*(x[mine] for x in located))
+
+    def _permute_extents(self, epoch: int) -> _Epoch:
+        extents = random.permutation(random.key(self.seed, Stream.EXTENT, epoch), len(self.sizes))
+        cells = np.concatenate([[0], np.cumsum(self.sizes[extents])])
+        edges = np.minimum(np.arange(0, len(extents) + self.lanes, self.lanes), len(extents))
+        return _Epoch(extents, cells[edges])
+
+    def _interleave(self, epoch: int, group: int) -> _Interleaving:
+        extents = self._epoch(epoch).extents[group * self.lanes : (group + 1) * self.lanes]
+        sizes = self.sizes[extents]
+        permuted = [
+            random.permutation(random.key(self.seed, Stream.CELL, epoch, int(extent)), int(size))
+            for extent, size in zip(extents, sizes, strict=True)
+        ]
+        rounds = np.concatenate([np.arange(size) for size in sizes])
+        order = np.argsort(rounds, kind="stable")  # round by round, lanes in order, exhausted lanes absent
+        lanes = np.repeat(np.arange(len(extents), dtype=np.int32), sizes)
+        return _Interleaving(lanes[order], np.concatenate(permuted).astype(np.int32)[order])

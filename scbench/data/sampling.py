@@ -1,0 +1,99 @@
+"""The random part of a training sample: which genes of a long cell are shown, and which of those are masked.
+
+Every decision comes from the keyed generator: word `gene` of the key `bits(key(seed, stream), sample)`. So it depends on
+the seed, the sample number and the gene alone, not on the batch, the rank or the order in which cells are built.
+"""
+
+import numpy as np
+
+from scbench.kernels import random
+from scbench.kernels.random import Stream
+
+WEIGHT_FLOOR = 1e-5  # added to every weight, as the reference does: a cell's least expressed genes are almost never drawn
+_BLOCK_GENES = 1 << 14  # genes worked on at a time: their words stay in a core's cache
+
+
+def log1p_counts(counts: np.ndarray) -> np.ndarray:
+    """The model's input values: ln(1 + count), float32, of raw counts of any shape."""
+    return np.log1p(counts, dtype=np.float64).astype(np.float32)
+
+
+def draw_genes(
+    genes: np.ndarray,
+    counts: np.ndarray,
+    offsets: np.ndarray,
+    samples: np.ndarray,
+    *,
+    seed: int,
+    max_genes: int,
+    weighted: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """At most `max_genes` genes of each cell.
+
+    A cell with at most `max_genes` genes keeps all. Of a longer one `max_genes` are drawn without replacement: uniformly
+    (those with the smallest random words) or, if `weighted`, with probability 1/2 by weight w = v − min v + 1e-5 where
+    v = ln(1 + count) (those with the smallest −ln(u) / w: exponential clocks, the law of torch.multinomial).
+    Source: the AAAI 2025 benchmark's sampling.
+
+    Parameters
+    ----------
+    genes, counts
+        int [N]: token ids and raw counts, cell by cell.
+    offsets
+        int [B+1]: where each cell starts.
+    samples
+        int64 or uint64 [B]: what the draw is keyed by.
+    seed
+        Any integer.
+    max_genes
+        At least 1.
+    weighted
+        Whether half of the long cells are drawn by weight.
+
+    Returns
+    -------
+    positions
+        int64 [n]: the kept genes' positions in `genes`, ascending.
+    offsets
+        int64 [B+1]: where each cell starts in them.
+    """
+    offsets = np.asarray(offsets, dtype=np.int64)
+    lengths = np.diff(offsets)
+    keep = np.ones(len(genes), dtype=bool)
+    keys = random.bits(random.key(seed, Stream.SUBSET), samples)
+    by_weight = np.zeros(len(samples), dtype=bool)
+    if weighted:
+        by_weight = random.below(random.bits(random.key(seed, Stream.SUBSET_LAW), samples), 0.5)
+    for cells in _blocks(np.flatnonzero(lengths > max_genes), lengths):
+        start, stop = offsets[cells[0]], offsets[cells[-1] + 1]  # short cells in between are few or short
+        words = random.bits(np.repeat(keys[cells[0] : cells[-1] + 1], lengths[cells[0] : cells[-1] + 1]), genes[start:stop])
+        for cell in cells.tolist():
+            row = slice(offsets[cell], offsets[cell + 1])
+            clocks = words[row.start - start : row.stop - start]
+            if by_weight[cell]:
+                values = np.log1p(counts[row], dtype=np.float64)
+                clocks = -np.log(random.uniform(clocks)) / (values - values.min() + WEIGHT_FLOOR)
+            _keep_smallest(clocks, max_genes, keep[row])
+    return np.flatnonzero(keep), np.concatenate([[0], np.cumsum(np.minimum(lengths, max_genes))])
+
+
+def draw_mask(genes: np.ndarray, offsets: np.ndarray, samples: np.ndarray, *, seed: int, ratio: float) -> np.ndarray:
+    """Which genes are masked, bool [N]: each with probability `ratio`, independently. Arguments as in `draw_genes`."""
+    keys = random.bits(random.key(seed, Stream.MASK), samples)
+    return random.below(random.bits(np.repeat(keys, np.diff(offsets)), genes), ratio)
+
+
+def _blocks(cells: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """Ascending `cells` in runs that span about _BLOCK_GENES genes."""
+    if len(cells) == 0:
+        return []
+    before = (np.cumsum(lengths) - lengths)[cells]
+    return np.split(cells, np.flatnonzero(np.diff(before // _BLOCK_GENES)) + 1)
+
+
+def _keep_smallest(clocks: np.ndarray, number: int, keep: np.ndarray) -> None:
+    """Set bool `keep` True at the `number` smallest of `clocks`, False elsewhere; the first ones of equal clocks win."""
+    np.less_equal(clocks, np.partition(clocks, number - 1)[number - 1], out=keep)
+    if np.count_nonzero(keep) != number:
+        keep[:] = False
+        keep[np.argsort(clocks, kind="stable")[:number]] = True
