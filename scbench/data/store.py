@@ -1,0 +1,234 @@
+"""Reading a shard store: opening checks what costs little, every extent that is read is checked by its checksums.
+
+The store is a directory of shards (shard_format.py) with manifest.json, manifest.sha256 and vocabulary.json beside them.
+Nothing is written here. TensorStore starts threads that don't survive a fork: start worker processes by spawn.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import tensorstore as ts
+
+from scbench.data.shard_format import BLOCK_CELLS, CELLS_FILE, FORMAT_VERSION, SPLITS, ShardInfo, array_spec, block_checksums
+from scbench.data.vocabulary import Vocabulary
+from scbench.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MANIFEST_FILE = "manifest.json"
+DIGEST_FILE = "manifest.sha256"
+VOCABULARY_FILE = "vocabulary.json"
+
+
+class Extent(NamedTuple):
+    """A run of consecutive cells, in memory of its own."""
+
+    genes: np.ndarray  # uint16 or uint32 [nnz], token ids, ascending in a cell
+    counts: np.ndarray  # uint8, uint16 or uint32 [nnz], raw counts > 0
+    offsets: np.ndarray  # int64 [cells + 1], from 0
+
+
+class Store:
+    """An opened store. Make one with `Store.open`.
+
+    Attributes
+    ----------
+    path
+        Its directory.
+    manifest
+        The parsed manifest.json.
+    fingerprint
+        SHA-256 of manifest.json, hexadecimal; it covers every byte of the store.
+    shards
+        What the manifest says of each shard, in order.
+    """
+
+    def __init__(self, path: Path, manifest: dict, fingerprint: str):
+        self.path = path
+        self.manifest = manifest
+        self.fingerprint = fingerprint
+        self.shards = [ShardInfo(**shard) for shard in manifest["shards"]]
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Store":
+        """Open the store in `path` and check its manifest, and the presence and size of every file.
+
+        Raises
+        ------
+        UserError
+            If it is not a store, unfinished, of a newer format, or if a file is missing or has another size.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise UserError(f"there is no store {path}: make one with `scbench prepare`.")
+        try:
+            content = (path / MANIFEST_FILE).read_bytes()
+        except FileNotFoundError:
+            raise UserError(f"{path} is not a store, or an unfinished one: it has no {MANIFEST_FILE}.") from None
+        manifest = _checked_manifest(path, content)
+        _check_files(path, manifest["files"])
+        return cls(path, manifest, hashlib.sha256(content).hexdigest())
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The store's vocabulary; UserError if it is not the one that the manifest names."""
+        vocabulary = Vocabulary.load(self.path / VOCABULARY_FILE)
+        if vocabulary.fingerprint != self.manifest["vocabulary"]["fingerprint"]:
+            raise UserError(f"{self.path / VOCABULARY_FILE} is not the vocabulary of this store: it was changed.")
+        return vocabulary
+
+    def split(self, name: str) -> "Split":
+        """The cells of "train", "validation" or "test"; a split may be empty."""
+        if name not in SPLITS:
+            raise ValueError(f"unknown split {name!r}: choose one of {', '.join(SPLITS)}")
+        return Split(self.path, name, [shard for shard in self.shards if shard.split == name])
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}, {sum(shard.cells for shard in self.shards)} cells, {self.fingerprint[:12]})"
+
+
+class Split:
+    """The cells of one split: a sequence of extents.
+
+    A cell's number in the split is the sum of the sizes of the extents before its own, plus its index in that one.
+
+    Attributes
+    ----------
+    name, n_cells, n_tokens
+        "train", "validation" or "test"; its cells; their expressed genes in all.
+    extent_sizes
+        int64 [extents]: the cells of each extent, in order.
+    """
+
+    def __init__(self, path: Path, name: str, shards: Sequence[ShardInfo]):
+        self.name = name
+        self.shards = list(shards)
+        self.n_cells = sum(shard.cells for shard in shards)
+        self.n_tokens = sum(shard.nnz for shard in shards)
+        self._path = path
+        self._arrays: dict[tuple[str, str], ts.TensorStore] = {}
+        # cells stay on the disk; a shard takes one number here, and an extent one of extent_sizes
+        extents = [-(-shard.blocks // shard.blocks_per_extent) for shard in shards]
+        self._first_extent = np.concatenate([[0], np.cumsum(extents, dtype=np.int64)]).astype(np.int64)
+        sizes = [np.zeros(0, dtype=np.int64)]
+        for shard, count in zip(shards, extents, strict=True):
+            full = np.full(count, shard.blocks_per_extent * BLOCK_CELLS, dtype=np.int64)
+            full[-1] = shard.cells - full[:-1].sum()
+            sizes.append(full)
+        self.extent_sizes = np.concatenate(sizes)
+
+    def read_extent(self, extent: int) -> Extent:
+        """Read extent number `extent`, touching only its range of each array, and check its checksums.
+
+        Raises
+        ------
+        UserError
+            If a block doesn't match its checksum; names the shard and the block.
+        """
+        if not 0 <= extent < len(self.extent_sizes):
+            raise IndexError(f"extent {extent} of {len(self.extent_sizes)}")
+        number = int(np.searchsorted(self._first_extent, extent, side="right")) - 1
+        shard = self.shards[number]
+        first_block = (extent - int(self._first_extent[number])) * shard.blocks_per_extent
+        last_block = min(first_block + shard.blocks_per_extent, shard.blocks)
+        first_cell = first_block * BLOCK_CELLS
+        cells = slice(first_cell, first_cell + int(self.extent_sizes[extent]) + 1)
+        try:
+            stored = self._array(shard, "block_crc")[first_block:last_block].read()
+            offsets = self._array(shard, "offsets")[cells].read().result()
+            # offsets decide what else is read, so they are looked at before their own checksum can be taken
+            bad = np.flatnonzero((np.diff(offsets) < 0) | (offsets[:-1] < 0) | (offsets[1:] > shard.nnz))
+            if len(bad):
+                raise _damaged(self._path, shard, first_block + int(bad[0]) // BLOCK_CELLS)
+            tokens = slice(int(offsets[0]), int(offsets[-1]))
+            genes = self._array(shard, "genes")[tokens].read()
+            counts = self._array(shard, "counts")[tokens].read()
+            result = Extent(genes.result(), counts.result(), offsets - offsets[0])
+            stored = stored.result()
+        except ValueError as error:  # what TensorStore raises for every failure to open or read
+            raise UserError(
+                f"{self._path / shard.name} cannot be read ({str(error)[:200]}): `scbench verify {self._path}` names the damage."
+            ) from error
+        bad = np.flatnonzero(block_checksums(*result) != stored)
+        if len(bad):
+            raise _damaged(self._path, shard, first_block + int(bad[0]))
+        return result
+
+    def cells(self, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+        """The table of the split's cells, one row a cell in cell order.
+
+        Columns: source, original_id, content_hash (uint64), n_genes, total (counts before mapping), and the kept columns
+        of obs; `columns` picks some. O(cells) memory: the training loader never calls this.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not self.shards:
+            raise UserError(f"the {self.name} split of {self._path} is empty.")
+        try:
+            tables = [pq.read_table(self._path / shard.name / CELLS_FILE, columns=columns) for shard in self.shards]
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"a {CELLS_FILE} of {self._path} cannot be read ({error}): run `scbench verify`.") from error
+        return pa.concat_tables(tables).to_pandas()
+
+    def _array(self, shard: ShardInfo, name: str) -> ts.TensorStore:
+        """The array `name` of a shard, opened on first use and held to the manifest's dtype and length."""
+        array = self._arrays.get((shard.name, name))
+        if array is None:
+            dtype, length = shard.arrays[name]
+            # raw chunks are copied straight out of the page cache's map; a cache of our own would only copy them again
+            context = {"file_io_mode": {"mode": "memmap"}, "cache_pool": {"total_bytes_limit": 0}}
+            spec = array_spec(self._path / shard.name / name) | {"context": context}
+            array = ts.open(spec, open=True, dtype=ts.dtype(dtype), shape=[length]).result()
+            self._arrays[shard.name, name] = array
+        return array
+
+
+def _damaged(path: Path, shard: ShardInfo, block: int) -> UserError:
+    return UserError(
+        f"block {block} of {path / shard.name} is damaged (its checksum doesn't match): "
+        f"`scbench verify {path}` names the file; restore it or prepare the store again."
+    )
+
+
+def _checked_manifest(path: Path, content: bytes) -> dict:
+    """The parsed manifest, once its format and its digest are right."""
+    damaged = UserError(f"{path / MANIFEST_FILE} is damaged: restore it or prepare the store again.")
+    try:
+        manifest = json.loads(content)
+        version = manifest["format_version"]
+    except (ValueError, TypeError, KeyError):
+        raise damaged from None
+    # first of all, because a newer format may keep its digest elsewhere
+    if type(version) is int and version > FORMAT_VERSION:
+        raise UserError(f"the store {path} has format {version}, newer than this scbench reads ({FORMAT_VERSION}): upgrade scbench.")
+    try:
+        digest = (path / DIGEST_FILE).read_text(encoding="ascii").split()[0]
+    except (OSError, UnicodeDecodeError, IndexError):
+        raise UserError(f"{path / DIGEST_FILE} is missing or damaged: restore it or prepare the store again.") from None
+    if digest != hashlib.sha256(content).hexdigest():
+        raise damaged
+    return manifest
+
+
+def _check_files(path: Path, files: dict[str, dict]) -> None:
+    """UserError unless every file is there with its size: reading past the end of a truncated map ends in SIGBUS."""
+    root = str(path)
+    for name, entry in files.items():
+        try:
+            size = os.stat(f"{root}/{name}").st_size  # a store of 10⁸ cells has 10⁵ files: no Path objects
+        except OSError:
+            shard = name.split("/")[0]
+            missing = name if (path / shard).exists() else shard
+            raise UserError(f"{missing} is missing from the store {path}: restore it or prepare the store again.") from None
+        if size != entry["bytes"]:
+            raise UserError(
+                f"{path / name} has {size} bytes instead of {entry['bytes']}: restore it or prepare the store again."
+            )

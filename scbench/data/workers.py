@@ -1,0 +1,90 @@
+"""A pool of worker processes: started by spawn, gone when their parent is gone, errors as they were raised."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from scbench.errors import UserError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+class Workers:
+    """A context manager around `count` processes; with one, tasks run in this process."""
+
+    def __init__(self, count: int):
+        self._pool = None
+        if count > 1:
+            # TensorStore aborts in a forked child of a process that has used it
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_start_worker)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[Task], Result], tasks: Sequence[Task], done: Callable[[Task], None]) -> list[Result]:
+        """`function` of each task, in the order of the tasks; `done(task)` is called as each ends.
+
+        Raises
+        ------
+        UserError
+            If a worker process was killed, usually for memory.
+        """
+        if self._pool is None:
+            results = []
+            for task in tasks:
+                results.append(function(task))
+                done(task)
+            return results
+        try:
+            with _hidden_main():
+                futures = {self._pool.submit(function, task): task for task in tasks}
+            for future in as_completed(futures):
+                future.result()
+                done(futures[future])
+            return [future.result() for future in futures]
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process was killed, probably for want of memory: run the same command again with fewer --workers "
+                "(what was finished is used again)."
+            ) from error
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the pool
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """A killed parent can't end its workers, and they would wait for tasks for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Hide the main script from the processes that start meanwhile.
+
+    A spawned child runs the main script again, so a user's script without an `if __name__ == "__main__"` would start
+    itself over and over. The tasks are importable functions of scbench: no child needs the script.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: main.__dict__[name] for name in ("__file__", "__spec__") if name in main.__dict__}
+    main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(hidden)
