@@ -75,8 +75,8 @@ def bits(key: int | np.ndarray, counter: int | np.ndarray) -> np.ndarray:
 
 
 def uniform(words: np.ndarray) -> np.ndarray:
-    """float64 in (0, 1), never 0 or 1, from the top 53 bits of uint64 `words`."""
-    return ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    """float64 in (0, 1), never 0 or 1, from the top 52 bits of uint64 `words`."""
+    return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52  # with 53 bits the largest would round to 1
 
 
 def below(words: np.ndarray, probability: float) -> np.ndarray:
@@ -123,7 +123,8 @@ def keep_threshold(probability: float) -> int:
 def keep_torch(token_keys, columns: int, probability: float):
     """Dropout decisions, bool [tokens, columns], True = keep.
 
-    Word `column // 4` of a token's key holds four 16-bit lanes, lane `column % 4` from the low end. `token_keys`: int64 [tokens].
+    `token_keys`: int64 [tokens]. Word `column // 4` of a token's key holds four 16-bit lanes, lane `column % 4` from
+    the low end.
     """
     import torch
 
