@@ -2,27 +2,61 @@
 
 import importlib
 import json
+import re
 import sys
-from typing import Annotated
+import traceback
 
-import tyro
+from tyro.extras import SubcommandApp
 
-from scbench import config
+from scbench import __version__, config
 from scbench.errors import UserError
 
-Benchmark = Annotated[config.ClassificationConfig, tyro.conf.subcommand("classification")]
-
-VERBS = {
-    "prepare": (config.PrepareConfig, "scbench.data.prepare"),
-    "info": (config.InfoConfig, "scbench.data.inspect"),
-    "verify": (config.VerifyConfig, "scbench.data.inspect"),
-    "pretrain": (config.PretrainConfig, "scbench.training.pretrain"),
-    "embed": (config.EmbedConfig, "scbench.evaluation.embed"),
-    "classification": (config.ClassificationConfig, "scbench.evaluation.classification"),
-    "demo": (config.DemoConfig, "scbench.evaluation.demo"),
+VERBS = {  # config of the verb → the function that runs it
+    config.PrepareConfig: "scbench.data.prepare:run_prepare",
+    config.InfoConfig: "scbench.data.inspect:run_info",
+    config.VerifyConfig: "scbench.data.inspect:run_verify",
+    config.PretrainConfig: "scbench.training.pretrain:run_pretrain",
+    config.EmbedConfig: "scbench.evaluation.embed:run_embed",
+    config.ClassificationConfig: "scbench.evaluation.classification:run_classification",
+    config.DemoConfig: "scbench.evaluation.demo:run_demo",
 }
 
 
-def _commands() -> object:
-    from tyro.extras import SubcommandApp
-    ...
+def parse(arguments: list[str]) -> config.Common:
+    """The config of the verb that `arguments` name; exits with code 2 and a usage line if they make no sense."""
+    benchmark = SubcommandApp()
+    benchmark.command(config.ClassificationConfig, name="classification")
+    app = SubcommandApp()
+    app.command(config.DemoConfig, name="demo")
+    app.command(config.PrepareConfig, name="prepare")
+    app.command(config.InfoConfig, name="info")
+    app.command(config.VerifyConfig, name="verify")
+    app.command(config.PretrainConfig, name="pretrain")
+    app.command(config.EmbedConfig, name="embed")
+    app.command(benchmark, name="benchmark")
+    description = "Pretrain and benchmark foundation models of single-cell transcriptomes."
+    return app.cli(prog="scbench", description=description, args=arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one verb. Exit codes: 0 done, 2 the user's input is wrong, 130 interrupted, 143 stopped by SIGTERM."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and re.fullmatch(r"--local[-_]rank=\d+", arguments[0]):
+        arguments = arguments[1:]  # the deepspeed launcher puts it before the verb; LOCAL_RANK says the same
+    if arguments == ["--version"]:
+        print(f"scbench {__version__}")
+        return
+    try:
+        options = parse(arguments)
+        module, function = VERBS[type(options)].split(":")
+        result = getattr(importlib.import_module(module), function)(options)
+        if options.json:
+            print(json.dumps(result, indent=2, default=str))
+    except UserError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"scbench: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("scbench: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -162,7 +162,7 @@ class PretrainConfig(Common):
     """Clip the gradient's norm to this; 0 switches clipping off."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16 weights with fp32 master weights and accumulation, or fp32 throughout."""
-    deepspeed: str = "zero0"
+    deepspeed: str = "zero1"
     """zero0 … zero3 (the files that scbench ships), or a DeepSpeed JSON file."""
     checkpoint_every: int = 1000
     """Steps between checkpoints (one is always written at the end)."""

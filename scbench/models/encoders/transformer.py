@@ -1,0 +1,53 @@
+"""Transformer encoder over packed cells: full attention, post-LN, ReLU, feed-forward width = model width, no positions."""
+
+from torch import Tensor, nn
+
+from scbench.config import ModelConfig
+from scbench.data.batch import CellBatch
+from scbench.kernels.add_norm import add_norm, relu_dropout
+from scbench.kernels.attention import attention
+from scbench.models.dropout_keys import DropoutKeys
+
+ATTENTION_OUTPUT, FEED_FORWARD_INNER, FEED_FORWARD_OUTPUT = range(3)  # the dropout sites of a layer
+
+
+class TransformerLayer(nn.Module):
+    """x ← LN(x + attention(x)); x ← LN(x + W₂ relu(W₁ x)) (Vaswani et al. 2017), dropout at three sites."""
+
+    def __init__(self, config: ModelConfig, number: int):
+        super().__init__()
+        width = config.width
+        self.number, self.heads, self.probability = number, config.heads, config.dropout
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attention_output = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width)
+        self.linear1 = nn.Linear(width, width)
+        self.linear2 = nn.Linear(width, width)
+        self.feed_forward_norm = nn.LayerNorm(width)
+
+    def forward(self, states: Tensor, cell_offsets: Tensor, keys: DropoutKeys) -> Tensor:
+        """states [T, D] → [T, D]."""
+        tokens, width = states.shape
+        query, key, value = self.query_key_value(states).view(tokens, 3, self.heads, -1).unbind(1)
+        mixed = self.attention_output(attention(query, key, value, cell_offsets).reshape(tokens, width))
+        norm = self.attention_norm
+        states = add_norm(mixed, states, norm.weight, norm.bias, keys(self.number, ATTENTION_OUTPUT), self.probability)
+        inner = relu_dropout(self.linear1(states), keys(self.number, FEED_FORWARD_INNER), self.probability)
+        norm = self.feed_forward_norm
+        return add_norm(
+            self.linear2(inner), states, norm.weight, norm.bias, keys(self.number, FEED_FORWARD_OUTPUT), self.probability
+        )
+
+
+class TransformerEncoder(nn.Module):
+    """`config.layers` layers, no final norm (as in the reference)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(TransformerLayer(config, number) for number in range(config.layers))
+
+    def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:
+        """states [T, D] → [T, D]."""
+        for layer in self.layers:
+            states = layer(states, batch.cell_offsets, keys)
+        return states

@@ -1,0 +1,144 @@
+"""ExpressionModel: embedding → encoder → heads, over packed cells."""
+
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from scbench.config import ModelConfig
+from scbench.data.batch import CellBatch
+from scbench.data.vocabulary import Vocabulary
+from scbench.errors import UserError
+from scbench.kernels import random
+from scbench.models import pretrained
+from scbench.models.dropout_keys import dropout_keys, no_dropout
+from scbench.models.embedding import GeneValueEmbedding
+from scbench.models.encoders.transformer import TransformerEncoder
+from scbench.models.heads import MvcHead, RegressionHead
+
+ENCODERS = {"transformer": TransformerEncoder}
+
+
+class ExpressionOutput(NamedTuple):
+    """What a model says of a batch. Losses are sums of squared errors over `batch.denominator`, so that the parts of a
+    split step add up. A NamedTuple: ZeRO-3's hooks can't see into a dataclass."""
+
+    loss: Tensor  # regression_loss + mvc_loss
+    regression_loss: Tensor
+    mvc_loss: Tensor
+    regression: Tensor  # [M], predicted values of masked genes from their own tokens
+    mvc: Tensor  # [M], and from the cell embedding
+    cell_embedding: Tensor  # [B, D], float32
+
+
+class ExpressionModel(nn.Module):
+    """Predicts masked expression values; its cell embedding is what downstream tasks use.
+
+    Parameters
+    ----------
+    config
+        The model's shape.
+    vocabulary
+        Token → row of the gene table. UserError if its size differs from the configuration's.
+    seed
+        Of the weights and of dropout.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary: Vocabulary, seed: int = 0):
+        super().__init__()
+        if vocabulary.size != config.vocabulary_size:
+            raise UserError(
+                f"the vocabulary holds {vocabulary.size} tokens, the model {config.vocabulary_size}: "
+                "use the vocabulary that the model was trained with."
+            )
+        self.config, self.vocabulary, self.seed = config, vocabulary, seed
+        self.provenance: dict = {}
+        self.training_cells: np.ndarray | None = None
+        self.embedding = GeneValueEmbedding(config.vocabulary_size, config.width, vocabulary.cls)
+        self.encoder = ENCODERS[config.structure](config)
+        self.regression_head = RegressionHead(config.width)
+        self.mvc_head = MvcHead(config.width) if config.mvc else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw every weight anew: a tensor's values depend on the seed and its name alone."""
+        for name, parameter in self.named_parameters():
+            generator = random.generator(random.key(self.seed, random.Stream.INITIALIZATION, zlib.crc32(name.encode())))
+            if name == "embedding.table":
+                parameter.normal_(0, self.config.width**-0.5, generator=generator)  # rows of length about 1
+            elif "norm" in name:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+            elif parameter.ndim == 2:
+                nn.init.xavier_uniform_(parameter, generator=generator)
+            else:
+                parameter.zero_()
+
+    def encode(self, batch: CellBatch) -> Tensor:
+        """Cell embeddings, float32 [B, D], without the heads."""
+        states, _ = self.embedding(batch)
+        cell_index, positions = self._places(batch)
+        return self._pool(self.encoder(states, batch, self._keys(batch, cell_index, positions)), batch)
+
+    def forward(self, batch: CellBatch) -> ExpressionOutput:
+        """Losses and predictions of a batch with masked genes."""
+        states, query_embeddings = self.embedding(batch)
+        cell_index, positions = self._places(batch)
+        states = self.encoder(states, batch, self._keys(batch, cell_index, positions))
+        cell_embedding = self._pool(states, batch)
+        regression_sum, regression = self.regression_head(states.index_select(0, batch.masked), batch.targets)
+        if self.mvc_head is None:
+            mvc_sum, mvc = torch.zeros_like(regression_sum), torch.zeros_like(regression)
+        else:
+            masked_cells = cell_index.index_select(0, batch.masked)
+            mvc_sum, mvc = self.mvc_head(query_embeddings, batch.query_index, cell_embedding, masked_cells, batch.targets)
+        denominator = batch.denominator.clamp(min=1)  # nothing masked: a zero loss with a graph
+        regression_loss, mvc_loss = regression_sum / denominator, mvc_sum / denominator
+        return ExpressionOutput(regression_loss + mvc_loss, regression_loss, mvc_loss, regression, mvc, cell_embedding)
+
+    def _places(self, batch: CellBatch) -> tuple[Tensor, Tensor]:
+        """int64 [T] each: the cell of each token, and its place in the cell. No synchronisation: T is known."""
+        lengths = batch.cell_offsets.diff()
+        tokens = batch.genes.shape[0]
+        cells = torch.arange(batch.n_cells, device=lengths.device)
+        cell_index = torch.repeat_interleave(cells, lengths, output_size=tokens)
+        return cell_index, torch.arange(tokens, device=lengths.device) - batch.cell_offsets[cell_index]
+
+    def _keys(self, batch: CellBatch, cell_index: Tensor, positions: Tensor):
+        if not self.training or self.config.dropout == 0:
+            return no_dropout
+        return dropout_keys(self.seed, batch.samples, cell_index, positions)
+
+    def _pool(self, states: Tensor, batch: CellBatch) -> Tensor:
+        """Cell embeddings, float32 [B, D]: the state of <cls>, or the mean over genes (<cls> left out)."""
+        dtype = torch.promote_types(states.dtype, torch.float32)
+        starts = batch.cell_offsets[:-1]
+        cls_states = states.index_select(0, starts).to(dtype)
+        if self.config.pooling == "cls":
+            return cls_states
+        lengths = batch.cell_offsets.diff()
+        sums = torch.segment_reduce(states.to(dtype), "sum", lengths=lengths.long()) - cls_states
+        return sums / (lengths - 1).clamp(min=1)[:, None]
+
+    def gene_embeddings(self) -> pd.DataFrame:
+        """The gene table, one row a token, indexed by token."""
+        return pd.DataFrame(self.embedding.table.detach().float().cpu().numpy(), index=self.vocabulary.names)
+
+    def embed(self, source, **options) -> np.ndarray:
+        """Embeddings of an AnnData's (or h5ad file's) cells, float32 [cells, D]; options as in `scbench.embed`."""
+        from scbench.evaluation.embed import embed  # evaluation stands above models: imported only when used
+
+        return embed(self, source, **options)
+
+    def save_pretrained(self, directory: Path, provenance: dict, training_cells: np.ndarray | None = None) -> None:
+        """Write a model directory (see scbench.models.pretrained)."""
+        pretrained.save(self, Path(directory), provenance, training_cells)
+
+    @classmethod
+    def from_pretrained(cls, directory: Path) -> "ExpressionModel":
+        """Read a model directory, in fp32 and evaluation mode; DeepSpeed is not needed."""
+        return pretrained.load(cls, Path(directory))

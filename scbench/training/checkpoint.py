@@ -1,0 +1,87 @@
+"""The portable checkpoint: safetensors by parameter name, so that any ZeRO stage and world size can go on from it.
+
+    checkpoints/step-00000100/
+        master.safetensors  exp_avg.safetensors  exp_avg_sq.safetensors     fp32, whole, by parameter name
+        state.json          step, loader state, optimizer steps, SHA-256 of each file
+
+A checkpoint is published by one rename once every part is written and synced; nothing in it is a pickle.
+(DeepSpeed's own checkpoints are pickles, and its universal ones do not convert between all stages.)
+"""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import deepspeed.comm as dist
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from scbench.errors import UserError
+from scbench.files import published_directory, sha256
+from scbench.training import engine as engines
+
+FORMAT = 1
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def save(run: Path, engine, step: int, loader_state: dict, keep_last: int) -> None:
+    """Write the checkpoint after `step` steps and remove all but the newest `keep_last`. Collective; rank 0 writes."""
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, kind, tensor in engines.full_state(engine):
+        if dist.get_rank() == 0:
+            tensors.setdefault(kind, {})[name] = tensor.clone()
+    failure = None
+    if dist.get_rank() == 0:
+        try:
+            _write(checkpoint_path(run, step), tensors, step, loader_state)
+            for old in sorted((run / "checkpoints").glob("step-*"))[:-keep_last]:
+                shutil.rmtree(old)
+        except OSError as error:
+            failure = error
+    failed = torch.tensor([float(failure is not None)], device=engine.device)
+    dist.all_reduce(failed)  # so that all ranks stop together
+    if failed.item():
+        reason = failure.strerror if failure is not None else "rank 0 says why"
+        raise UserError(f"the checkpoint of step {step} could not be written to {run} ({reason}): "
+                        "make room and go on with --resume; the checkpoints before it are intact.")
+
+
+def _write(path: Path, tensors: dict[str, dict[str, Tensor]], step: int, loader_state: dict) -> None:
+    with published_directory(path) as partial:
+        for kind, values in tensors.items():
+            save_file(values, partial / f"{kind}.safetensors")
+        state = {"format": FORMAT, "step": step, "loader": loader_state,
+                 "files": {file.name: sha256(file) for file in sorted(partial.iterdir())}}
+        (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def newest(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run; damaged ones are skipped with a warning. None if there is none."""
+    for path in sorted((run / "checkpoints").glob("step-*"), reverse=True):
+        try:
+            files = read_state(path)["files"]
+            if all(sha256(path / name) == digest for name, digest in files.items()):
+                return path
+        except (OSError, ValueError, KeyError):
+            pass
+        warnings.warn(f"the checkpoint {path} is damaged: the one before it is used", stacklevel=2)
+    return None
+
+
+def read_state(path: Path) -> dict:
+    """The checkpoint's state.json; UserError if a newer scbench wrote it."""
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if state["format"] > FORMAT:
+        raise UserError(f"the checkpoint {path} was written by a newer scbench (format {state['format']}): upgrade scbench.")
+    return state
+
+
+def read_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
+    """{kind: {parameter name: fp32 tensor}} of a checkpoint."""
+    return {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}

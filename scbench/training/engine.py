@@ -1,0 +1,183 @@
+"""DeepSpeed, and only here: process group, configuration, engine, and every tensor of its state by parameter name.
+
+One code path: a DeepSpeed engine at world size 1 as well as 64.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from scbench.config import PretrainConfig
+from scbench.errors import UserError
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no GPU
+os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+
+import deepspeed
+import deepspeed.comm as dist
+from deepspeed import utils as zero
+
+# The shared-memory communication op compiles C++ on its first use; gloo and NCCL need no compiler.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def start_process_group() -> tuple[int, int]:
+    """Join the launcher's ranks, or start a group of one. Returns (rank, world size)."""
+    if "RANK" not in os.environ and "SLURM_PROCID" in os.environ and "MASTER_ADDR" in os.environ:  # srun
+        os.environ.update(RANK=os.environ["SLURM_PROCID"], LOCAL_RANK=os.environ["SLURM_LOCALID"],
+                          WORLD_SIZE=os.environ["SLURM_NTASKS"])
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if not dist.is_initialized():
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    return dist.get_rank(), dist.get_world_size()
+
+
+def read_deepspeed_config(config: PretrainConfig, micro_steps: int) -> tuple[dict, list[str]]:
+    """The DeepSpeed configuration of a run, and a sentence for every setting of the file that the run overrides.
+
+    `config.deepspeed` is zero0 … zero3 (the file of that stage and precision that ships with scbench) or a path.
+    """
+    if config.deepspeed in ("zero0", "zero1", "zero2", "zero3"):
+        file = resources.files("scbench.ds_configs") / f"{config.deepspeed}_{config.precision}.json"
+        text = file.read_text(encoding="utf-8")
+    elif Path(config.deepspeed).is_file():
+        text = Path(config.deepspeed).read_text(encoding="utf-8")
+    else:
+        raise UserError(f"--deepspeed {config.deepspeed} is neither zero0 … zero3 nor a file.")
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--deepspeed {config.deepspeed} is not JSON ({error}).") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"--deepspeed {config.deepspeed} does not hold a JSON object.")
+    if "optimizer" in settings or "scheduler" in settings:
+        raise UserError(f"--deepspeed {config.deepspeed} sets an optimizer or a scheduler: remove it (use --optimizer, --lr).")
+    if "fp16" in settings and settings["fp16"].get("enabled"):
+        raise UserError(f"--deepspeed {config.deepspeed} asks for fp16: use --precision bf16 or fp32.")
+    bf16 = config.precision == "bf16"
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    overrides = {
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed's unit is our micro-step; cells are counted by the loader
+        "gradient_accumulation_steps": micro_steps,
+        "gradient_clipping": config.clip,
+        "bf16": {"enabled": bf16},
+        "data_types": {"grad_accum_dtype": "fp32"} if not bf16 or stage > 0 else {},
+        "zero_allow_untested_optimizer": True,
+    }
+    settings.pop("train_batch_size", None)  # DeepSpeed derives it from the two above
+    said = ("gradient_clipping", "bf16")
+    notes = [
+        f"--deepspeed {config.deepspeed}: {name} {json.dumps(settings[name])} is overridden by {json.dumps(overrides[name])}"
+        for name in said
+        if name in settings and settings[name] != overrides[name]
+    ]
+    return {**settings, **overrides, "steps_per_print": 2**31}, notes
+
+
+def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
+    """Torch's own optimizer; AdamW decays matrices by 0.01, and neither tables, norms nor biases."""
+    if config.optimizer != "adamw":
+        return {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimizer](model.parameters(), lr=config.lr)
+    named = list(model.named_parameters())
+    matrices = [p for name, p in named if p.ndim == 2 and not name.endswith("table")]
+    chosen = {id(p) for p in matrices}
+    return torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.01},
+         {"params": [p for _, p in named if id(p) not in chosen], "weight_decay": 0.0}],
+        lr=config.lr,
+    )
+
+
+def make_engine(model: nn.Module, config: PretrainConfig, settings: dict) -> deepspeed.DeepSpeedEngine:
+    """A DeepSpeed engine around `model`; the optimizer is torch's."""
+    engine, *_ = deepspeed.initialize(model=model, optimizer=make_optimizer(model, config), config=settings)
+    return engine
+
+
+def set_learning_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:
+    """The same rate for every parameter group."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def gradient_norm_before_step(engine: deepspeed.DeepSpeedEngine) -> Tensor | None:
+    """The norm of the whole gradient, before clipping, where DeepSpeed itself does not say it (fp32 without ZeRO);
+    to be asked between the last backward and the step."""
+    if not isinstance(engine.optimizer, torch.optim.Optimizer) or not engine.is_gradient_accumulation_boundary():
+        return None
+    return torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+
+
+def gradient_norm(engine: deepspeed.DeepSpeedEngine) -> Tensor | float:
+    """The norm of the last step's whole gradient, before clipping."""
+    return engine.get_global_grad_norm()
+
+
+def _masters(engine: deepspeed.DeepSpeedEngine) -> dict[Tensor, Tensor]:
+    """Stage 0: parameter → the fp32 tensor that the optimizer updates (itself in fp32)."""
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "fp16_groups"):  # DeepSpeed's wrapper for bf16 without ZeRO
+        return {p: master for low, high in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+                for p, master in zip(low, high, strict=True)}
+    return {p: p for p in engine.module.parameters()}
+
+
+def _base_optimizer(engine: deepspeed.DeepSpeedEngine) -> torch.optim.Optimizer:
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def full_state(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, str, Tensor]]:
+    """(parameter name, "master" or a moment's name, whole fp32 tensor on the CPU), for any ZeRO stage.
+
+    A collective operation: every rank must run through it.
+    """
+    masters = _masters(engine) if engine.zero_optimization_stage() == 0 else None
+    states = _base_optimizer(engine).state
+    for name, parameter in engine.module.named_parameters():
+        for kind in ("master", *MOMENTS):
+            if masters is not None:
+                master = masters[parameter]
+                tensor = master if kind == "master" else states.get(master, {}).get(kind)
+            elif kind == "master":
+                tensor = zero.safe_get_full_fp32_param(parameter)
+            else:
+                tensor = zero.safe_get_full_optimizer_state(parameter, kind)
+            if tensor is not None:  # SGD has no moments
+                yield name, kind, tensor.detach().float().cpu()
+
+
+def set_full_state(engine: deepspeed.DeepSpeedEngine, tensors: dict[str, dict[str, Tensor]], steps: int) -> None:
+    """Put back what `full_state` gave: `tensors[kind][name]`, and the optimizer's step count. The optimizer's state
+    must exist (one step at learning rate 0)."""
+    masters = _masters(engine) if engine.zero_optimization_stage() == 0 else None
+    states = _base_optimizer(engine).state
+    for name, parameter in engine.module.named_parameters():
+        for kind, values in tensors.items():
+            value = values[name]
+            if masters is not None:
+                master = masters[parameter]
+                (master.data if kind == "master" else states[master][kind]).copy_(value)
+                parameter.data.copy_(master.data)
+            elif kind == "master":
+                zero.safe_set_full_fp32_param(parameter, value)
+            else:
+                zero.safe_set_full_optimizer_state(parameter, value, kind)
+    for state in states.values():
+        if "step" in state:
+            state["step"].fill_(steps)
