@@ -228,6 +228,11 @@ class EmbedConfig(Common):
     batch_cells: int = 64
     """Cells at once."""
 
+    def __post_init__(self) -> None:
+        for name, value in [("--draws", self.draws), ("--batch-cells", self.batch_cells)]:
+            if value < 1:
+                raise UserError(f"{name} is {value}: it must be at least 1.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationConfig(Common):
@@ -252,6 +257,11 @@ class ClassificationConfig(Common):
     allow_overlap: bool = False
     """Keep cells that the model was trained on; every row of the table is then marked "transductive"."""
 
+    def __post_init__(self) -> None:
+        for name, value, least in [("--seeds", self.seeds, 1), ("--folds", self.folds, 2)]:
+            if value < least:
+                raise UserError(f"{name} is {value}: it must be at least {least}.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Common):
@@ -265,3 +275,7 @@ class DemoConfig(Common):
     """Directory for everything that the demo makes."""
     steps: int = 400
     """Optimizer steps."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"--steps is {self.steps}: it must be at least 1.")

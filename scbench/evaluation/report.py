@@ -1,0 +1,79 @@
+"""Tables of results: one directory with results.json, results.csv and results.md, and the same on the screen."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from scbench.files import published_directory
+
+
+class Column(NamedTuple):
+    """One column of the table that people read. Several fields of a row may be shown in one cell."""
+
+    title: str
+    fields: tuple[str, ...]
+    pattern: str = "{}"  # format of the fields
+
+    def text(self, row: dict) -> str:
+        """What the cell shows: a dash where the row has no value."""
+        values = [row[field] for field in self.fields]
+        return "–" if any(value is None for value in values) else self.pattern.format(*values)
+
+
+class Table(NamedTuple):
+    """Rows of results and what is needed to read them."""
+
+    title: str
+    rows: list[dict]  # all with the same fields, in the same order; None where there is no value
+    columns: list[Column]  # what people are shown of them
+    sentences: list[str]  # what the table says, in plain words
+    details: dict  # everything else that JSON should hold
+
+    def record(self) -> dict:
+        """The whole table as JSON-able values."""
+        return {"title": self.title, "rows": self.rows, "sentences": self.sentences, **self.details}
+
+    def markdown(self) -> str:
+        """Title, table and sentences in Markdown."""
+        lines = [
+            "| " + " | ".join(column.title for column in self.columns) + " |",
+            "| " + " | ".join("---" for _ in self.columns) + " |",
+            *("| " + " | ".join(_escape(column.text(row)) for column in self.columns) + " |" for row in self.rows),
+        ]
+        return "\n".join([f"# {_escape(self.title)}", "", *lines, "", *(f"- {line}" for line in self.sentences), ""])
+
+    def csv(self) -> str:
+        """All fields of all rows, empty where there is no value."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+    def write(self, directory: Path) -> None:
+        """Write results.json, results.csv and results.md to `directory`, published by one rename."""
+        with published_directory(directory) as partial:
+            text = json.dumps(self.record(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+            (partial / "results.json").write_text(text, encoding="utf-8")
+            (partial / "results.csv").write_text(self.csv(), encoding="utf-8")
+            (partial / "results.md").write_text(self.markdown(), encoding="utf-8")
+
+    def show(self, console: Console) -> None:
+        """Print the table and its sentences."""
+        shown = RichTable(title=self.title, title_justify="left")
+        for column in self.columns:
+            shown.add_column(column.title, justify="left" if column.pattern == "{}" else "right")
+        for row in self.rows:
+            shown.add_row(*(column.text(row) for column in self.columns))
+        console.print(shown)
+        for line in self.sentences:
+            console.print(line, highlight=False, markup=False)
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
