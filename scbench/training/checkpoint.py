@@ -13,7 +13,6 @@ import shutil
 import warnings
 from pathlib import Path
 
-import deepspeed.comm as dist
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,6 +20,7 @@ from torch import Tensor
 from scbench.errors import UserError
 from scbench.files import published_directory, sha256
 from scbench.training import engine as engines
+from scbench.training.engine import dist
 
 FORMAT = 1
 

@@ -3,6 +3,8 @@
 One code path: a DeepSpeed engine at world size 1 as well as 64.
 """
 
+import contextlib
+import io
 import json
 import os
 import socket
@@ -106,7 +108,8 @@ def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Opti
 
 def make_engine(model: nn.Module, config: PretrainConfig, settings: dict) -> deepspeed.DeepSpeedEngine:
     """A DeepSpeed engine around `model`; the optimizer is torch's."""
-    engine, *_ = deepspeed.initialize(model=model, optimizer=make_optimizer(model, config), config=settings)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory, whatever its log level
+        engine, *_ = deepspeed.initialize(model=model, optimizer=make_optimizer(model, config), config=settings)
     return engine
 
 
@@ -142,13 +145,24 @@ def _base_optimizer(engine: deepspeed.DeepSpeedEngine) -> torch.optim.Optimizer:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
+def _link_moments(engine: deepspeed.DeepSpeedEngine) -> None:
+    """ZeRO 1 and 2 link parameters to their moments after the first *group's* first step, when other groups have none
+    yet (deepspeed 0.19.8): link them again."""
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
+
+
 def full_state(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, str, Tensor]]:
     """(parameter name, "master" or a moment's name, whole fp32 tensor on the CPU), for any ZeRO stage.
 
     A collective operation: every rank must run through it.
     """
+    _link_moments(engine)
     masters = _masters(engine) if engine.zero_optimization_stage() == 0 else None
     states = _base_optimizer(engine).state
+    adam = not isinstance(_base_optimizer(engine), torch.optim.SGD)  # SGD has no moments
     for name, parameter in engine.module.named_parameters():
         for kind in ("master", *MOMENTS):
             if masters is not None:
@@ -157,14 +171,15 @@ def full_state(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, str, Te
             elif kind == "master":
                 tensor = zero.safe_get_full_fp32_param(parameter)
             else:
-                tensor = zero.safe_get_full_optimizer_state(parameter, kind)
-            if tensor is not None:  # SGD has no moments
+                tensor = zero.safe_get_full_optimizer_state(parameter, kind) if adam else None
+            if tensor is not None:
                 yield name, kind, tensor.detach().float().cpu()
 
 
 def set_full_state(engine: deepspeed.DeepSpeedEngine, tensors: dict[str, dict[str, Tensor]], steps: int) -> None:
     """Put back what `full_state` gave: `tensors[kind][name]`, and the optimizer's step count. The optimizer's state
     must exist (one step at learning rate 0)."""
+    _link_moments(engine)
     masters = _masters(engine) if engine.zero_optimization_stage() == 0 else None
     states = _base_optimizer(engine).state
     for name, parameter in engine.module.named_parameters():

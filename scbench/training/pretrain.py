@@ -157,13 +157,32 @@ def _restore(engine, tensors: dict, step: int) -> None:
     engines.set_full_state(engine, tensors, step)
 
 
+def backward(engine, window: list[CellBatch], denominator: torch.Tensor) -> torch.Tensor:
+    """Forward and backward of all micro-batches of a step; the caller's `engine.step()` ends it.
+
+    `denominator`: masked genes of all ranks' windows. Returns this rank's part of (regression loss, MVC loss, tokens).
+    """
+    parts = torch.zeros(3, device=engine.device)
+    for number, batch in enumerate(window, 1):
+        batch = batch._replace(denominator=denominator).to(engine.device)
+        output = engine(batch)
+        # The losses are parts of one sum already: undo DeepSpeed's division by ranks and micro-steps.
+        engine.backward(output.loss * (dist.get_world_size() * len(window)))
+        parts[0] += output.regression_loss.detach()
+        parts[1] += output.mvc_loss.detach()
+        parts[2] += batch.genes.shape[0]
+        if number < len(window):
+            engine.step()  # DeepSpeed counts micro-steps by it; only the last one updates
+    return parts
+
+
 def _train(config, store, engine, loader, telemetry, start_step: int, steps: int, tensors: dict | None) -> dict[str, float]:
     """Run the optimizer steps; returns the last validation. Order of a step: batch, forward and backward of each
     micro-step, optimizer, losses read, validation, checkpoint."""
     if tensors is not None:
         _restore(engine, tensors, start_step)
     engine.train()
-    world, device = dist.get_world_size(), engine.device
+    device = engine.device
     lag = READ_LAG if device.type == "cuda" else 0
     warmup = default_warmup(steps) if config.warmup_steps is None else config.warmup_steps
     split = store.split("validation")
@@ -171,24 +190,18 @@ def _train(config, store, engine, loader, telemetry, start_step: int, steps: int
     validation: dict[str, float] = {}
     with _StopSignal() as stop:
         for step in range(start_step + 1, steps + 1):
+            waited = loader.wait_seconds
             window = next(loader)
+            wait = loader.wait_seconds - waited
             # One small reduction: the masked genes of all ranks, and whether any rank was told to stop.
-            shared = torch.tensor([float(window[0].denominator), float(stop.asked)]).to(device, non_blocking=True)
+            shared = torch.stack([window[0].denominator, torch.tensor(float(stop.asked))]).to(device, non_blocking=True)
             dist.all_reduce(shared)
             rate = learning_rate(step - 1, steps, config.lr, warmup)
             engines.set_learning_rate(engine, rate)
-            losses = torch.zeros(3, device=device)
-            for batch in window:
-                batch = batch._replace(denominator=shared[0]).to(device)
-                output = engine(batch)
-                # DeepSpeed divides by micro-steps and by ranks; the losses are parts of one sum already.
-                engine.backward(output.loss * (world * len(window)))
-                norm = engines.gradient_norm_before_step(engine)
-                engine.step()
-                losses += torch.stack([output.regression_loss.detach(), output.mvc_loss.detach(),
-                                       torch.tensor(float(batch.genes.shape[0]), device=device)])
+            losses = backward(engine, window, shared[0])
+            norm = engines.gradient_norm_before_step(engine)
+            engine.step()
             dist.all_reduce(losses)
-            wait, loader.wait_seconds = loader.wait_seconds, 0.0
             norm = engines.gradient_norm(engine) if norm is None else norm
             unread.append((step, torch.cat([losses, shared[1:]]), {"lr": rate, "gradient_norm": norm, "wait_seconds": wait}))
             last = step == steps

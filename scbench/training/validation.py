@@ -2,12 +2,11 @@
 
 import math
 
-import deepspeed.comm as dist
 import torch
 
-from scbench.data.batch import CellBatch
 from scbench.data.loader import validation_batches
 from scbench.data.store import Split
+from scbench.training.engine import dist
 
 BINS = {"1": (0, 1.5), "2-10": (1.5, 10.5), "over 10": (10.5, math.inf)}  # true counts (the reference's bins)
 
@@ -25,12 +24,11 @@ def validate(engine, split: Split, vocabulary, *, seed: int, max_genes: int, mas
 
     The masks depend on `seed` and the cell alone, so the numbers of two runs on one store can be compared.
     """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    batches = list(validation_batches(split, vocabulary, seed=seed, max_genes=max_genes, mask_ratio=mask_ratio,
-                                      max_cells=max_cells, batch_cells=batch_cells, rank=rank, world=world))
-    rounds = torch.tensor([float(len(batches))], device=engine.device)
-    dist.all_reduce(rounds, op=dist.ReduceOp.MAX)  # ZeRO-3 gathers parameters: all ranks must run equally often
-    batches += [CellBatch.from_lists([[]], [[]])] * (int(rounds.item()) - len(batches))
+    # Every rank has equally many batches: ZeRO-3 gathers parameters in each.
+    batches = validation_batches(
+        split, vocabulary, seed=seed, max_genes=max_genes, mask_ratio=mask_ratio, max_cells=max_cells,
+        batch_cells=batch_cells, rank=dist.get_rank(), world=dist.get_world_size(),
+    )
     totals = torch.zeros(3, len(BINS), dtype=torch.float64, device=engine.device)  # tokens, squared errors of both heads
     engine.eval()
     for batch in batches:
