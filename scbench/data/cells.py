@@ -30,6 +30,14 @@ class CellTokens(NamedTuple):
     totals: np.ndarray  # int64 [cells], all counts of the cell, those of unmatched genes included
 
 
+def take(cells: CellTokens, rows: np.ndarray) -> CellTokens:
+    """Some of the cells, in the order of `rows` (int64, may repeat)."""
+    lengths = np.diff(cells.offsets)[rows]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    positions = np.arange(offsets[-1]) + np.repeat(cells.offsets[rows] - offsets[:-1], lengths)
+    return CellTokens(cells.genes[positions], cells.counts[positions], offsets, cells.totals[rows])
+
+
 def sum_by_cell(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """The sum of each cell's values, [cells], in the dtype of `values` (wrapping); 0 for an empty cell."""
     sums = np.zeros(len(offsets) - 1, dtype=values.dtype)

@@ -1,0 +1,257 @@
+"""Benchmark: predict a label of each cell from frozen embeddings, beside five baselines, on cells the model never saw.
+
+Protocol: cross-validation in stratified folds, repeated with `seeds` different foldings, gives every cell an out-of-fold
+prediction in every repetition. Accuracy and macro-F1 are means over repetitions; their 95 % intervals come from a
+bootstrap over cells that is the same for all methods, so methods can be compared cell by cell. The intervals cover the
+choice of cells, not of training runs or donors.
+"""
+
+import hashlib
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import anndata
+import numpy as np
+from rich.console import Console
+
+from scbench import __version__
+from scbench.config import ClassificationConfig
+from scbench.data.sources.anndata import AnnDataSource
+from scbench.errors import UserError
+from scbench.evaluation import baselines, embed, probes
+from scbench.evaluation.labelled_cells import LabelledCells, read_cells
+from scbench.evaluation.progress import progress_bar
+from scbench.evaluation.report import Column, Table
+from scbench.evaluation.scores import Scores, interval, score, stratified_folds
+from scbench.files import refuse_existing
+from scbench.kernels import random
+from scbench.models.model import ExpressionModel
+
+KNN, LINEAR, NO_PROBE = "k-NN", "linear", "none"
+MODEL, UNTRAINED, DEPTH, PCA, GENES, MAJORITY = (
+    "trained model", "untrained model", "depth only", "PCA of log counts", "logistic regression on genes", "majority class",
+)
+_UNTRAINED = 2  # what a key of Stream.EVALUATION decides, beside those of scores.py
+
+Method = tuple[str, str]  # model and probe of a row
+
+COLUMNS = [
+    Column("model", ("model",)),
+    Column("probe", ("probe",)),
+    Column("accuracy", ("accuracy", "accuracy_low", "accuracy_high"), "{:.3f} ({:.3f}–{:.3f})"),
+    Column("macro-F1", ("macro_f1", "macro_f1_low", "macro_f1_high"), "{:.3f} ({:.3f}–{:.3f})"),
+    Column("R² of depth", ("depth_r2",), "{:.2f}"),
+    Column("overlap", ("overlap",)),
+]
+
+
+class Features(NamedTuple):
+    """Something that k-NN and the linear probe are fitted on."""
+
+    split: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]  # training and test rows → their features
+    standardised: bool = False  # whether they are already
+
+
+def benchmark_classification(
+    model: ExpressionModel,
+    source: AnnDataSource | anndata.AnnData | Path | str,
+    label: str,
+    *,
+    layer: str | None = None,
+    genes_column: str | None = None,
+    seeds: int = 3,
+    folds: int = 5,
+    allow_overlap: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+) -> Table:
+    """The table of one model on one labelled set of cells.
+
+    Parameters
+    ----------
+    model
+        The pretrained model.
+    source
+        Raw counts and labels.
+    label
+        Column of obs to predict. Missing labels (NaN, '', unknown, na, …) and classes under 10 cells are left out.
+    layer, genes_column
+        As in `scbench.embed`.
+    seeds, folds
+        Repetitions of the cross-validation, and its folds.
+    allow_overlap
+        Keep the cells that the model was trained or validated on; the rows are then marked "transductive".
+    seed
+        Of the folds, the bootstrap, the gene draws and the untrained model.
+    progress
+        Show a progress bar if on a terminal.
+
+    Raises
+    ------
+    UserError
+        If the label can't be used, or too few cells remain.
+    """
+    with embed.opened(source, layer=layer, genes_column=genes_column) as opened:
+        cells = read_cells(model, opened, label, allow_overlap=allow_overlap, progress=progress)
+        if len(cells.classes) - -(-len(cells.classes) // folds) < probes.NEIGHBOURS or folds > len(cells.classes):
+            raise UserError(
+                f"{opened.name}: {len(cells.classes)} cells in {folds} folds leave fewer than {probes.NEIGHBOURS} training "
+                "cells for k-NN: give more labelled cells or change --folds."
+            )
+        details = {
+            "protocol": _protocol(seeds, folds),
+            "source": {"name": opened.name, "layer": opened.layer, "recovered_counts": opened.recovered},
+        }
+    untrained = ExpressionModel(model.config, model.vocabulary, random.key(seed, random.Stream.EVALUATION, _UNTRAINED) >> 1)
+    untrained.to(embed.device_of(model))
+    embeddings = {
+        name: _embed(network, cells, seed, progress and f"embedding, {name}")
+        for name, network in [(MODEL, model), (UNTRAINED, untrained)]
+    }
+    predictions, depth_r2 = _predict(cells, embeddings, seeds, folds, seed, progress)
+    scores = score(cells.classes, predictions, seed)
+    common = {"seeds": seeds, "folds": folds, "cells": len(cells.classes), "classes": len(cells.class_names)}
+    rows = [
+        {
+            "task": "classification", "dataset": details["source"]["name"], "label": label, "model": name, "probe": probe,
+            "protocol": f"{folds}-fold", "overlap": cells.overlap,
+            **_fields("accuracy", scores[name, probe].accuracy), **_fields("macro_f1", scores[name, probe].macro_f1),
+            "depth_r2": depth_r2.get(name), **common,
+        }
+        for name, probe in predictions
+    ]
+    differences = _differences(scores)
+    details |= {
+        "model": {"fingerprint": embed.fingerprint(model), "provenance": model.provenance},
+        "cells": {**cells.counted, "classes": cells.class_sizes(), "dropped_classes": cells.dropped_classes},
+        "cells_sha256": _digest(cells),
+        "gene_matching": cells.matching,
+        "differences": differences,
+        "seed": seed,
+        "versions": {
+            "scbench": __version__, "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "anndata")},
+        },
+    }
+    title = f"Classification of {label} in {details['source']['name']}"
+    return Table(title, rows, COLUMNS, _sentences(cells, differences, depth_r2), details)
+
+
+def _embed(model: ExpressionModel, cells: LabelledCells, seed: int, progress: str | bool) -> np.ndarray:
+    with progress_bar(str(progress), len(cells.hashes), bool(progress)) as advance:
+        return embed.encode(model, cells.tokens, cells.hashes, seed=seed, advance=advance)
+
+
+def _predict(
+    cells: LabelledCells, embeddings: dict[str, np.ndarray], seeds: int, folds: int, seed: int, progress: bool
+) -> tuple[dict[Method, np.ndarray], dict[str, float]]:
+    """Out-of-fold predictions of every method, int64 [seeds, cells], and R² of depth read from each embedding."""
+    values = baselines.log_normalise(cells.counts)
+    depth = baselines.depth_features(cells.counts)
+    log_totals = depth[:, 0]
+
+    def rows_of(embedding: np.ndarray) -> Features:
+        return Features(lambda train, test: (embedding[train], embedding[test]))
+
+    features = {
+        **{name: rows_of(embedding) for name, embedding in embeddings.items()},
+        DEPTH: Features(lambda train, test: baselines.standardised(depth, train, test)),
+        PCA: Features(lambda train, test: baselines.principal_components(values, train, test)),
+    }
+    methods = [*((name, probe) for name in features for probe in (KNN, LINEAR)), (GENES, LINEAR), (MAJORITY, NO_PROBE)]
+    n = len(cells.classes)
+    predictions = {method: np.empty((seeds, n), dtype=np.int64) for method in methods}
+    depths = {name: np.empty((seeds, n)) for name in features if name != DEPTH}
+    with progress_bar("classification", seeds * folds, progress) as advance:
+        for repetition in range(seeds):
+            fold = stratified_folds(cells.classes, cells.hashes, folds, seed, repetition)
+            for number in range(folds):
+                train, test = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+                classes = cells.classes[train]
+                for name, feature in features.items():
+                    fitted, held_out = feature.split(train, test)
+                    predictions[name, KNN][repetition, test] = probes.nearest_neighbours(fitted, classes, held_out)
+                    predictions[name, LINEAR][repetition, test] = probes.linear_probe(fitted, classes, held_out)
+                    if name in depths:
+                        depths[name][repetition, test] = probes.read_depth(fitted, log_totals[train], held_out)
+                predictions[GENES, LINEAR][repetition, test] = baselines.regress_on_genes(values, cells.classes, train, test)
+                predictions[MAJORITY, NO_PROBE][repetition, test] = baselines.majority(classes, len(test))
+                advance(1)
+    return predictions, {name: probes.r_squared(log_totals, predicted) for name, predicted in depths.items()}
+
+
+def _fields(name: str, samples: np.ndarray) -> dict[str, float]:
+    value, low, high = interval(samples)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def _differences(scores: dict[Method, Scores]) -> list[dict]:
+    """How far the trained model is ahead (negative: behind) of each other method, paired over cells."""
+    pairs = [((MODEL, probe), (other, probe)) for probe in (KNN, LINEAR) for other in (UNTRAINED, DEPTH, PCA)]
+    pairs.append(((MODEL, LINEAR), (GENES, LINEAR)))
+    return [
+        {
+            "model": ours[0], "baseline": other[0], "probe": ours[1],
+            **_fields("accuracy", scores[ours].accuracy - scores[other].accuracy),
+            **_fields("macro_f1", scores[ours].macro_f1 - scores[other].macro_f1),
+        }
+        for ours, other in pairs
+    ]
+
+
+def _sentences(cells: LabelledCells, differences: list[dict], depth_r2: dict[str, float]) -> list[str]:
+    """What the table says, in plain words."""
+    said = []
+    for probe in (KNN, LINEAR):
+        parts = [_compare(difference) for difference in differences if difference["probe"] == probe]
+        said.append(f"With {'k-NN' if probe == KNN else 'a linear probe'} the trained model {'; '.join(parts)}.")
+    said.append(
+        f"Log total counts can be read from the trained embedding with R² {depth_r2[MODEL]:.2f} "
+        f"(untrained {depth_r2[UNTRAINED]:.2f}, PCA {depth_r2[PCA]:.2f}): near 1, distances between cells are partly "
+        "differences in sequencing depth."
+    )
+    return [*said, *cells.sentences()]
+
+
+def _compare(difference: dict) -> str:
+    value, low, high = (difference[field] for field in ("accuracy", "accuracy_low", "accuracy_high"))
+    numbers = f"{value:+.3f} accuracy, 95 % interval {low:+.3f} to {high:+.3f}"
+    verdict = "beats" if low > 0 else "loses to" if high < 0 else "is not clearly apart from"
+    return f"{verdict} {difference['baseline']} ({numbers})"
+
+
+def _protocol(seeds: int, folds: int) -> str:
+    return (
+        f"stratified {folds}-fold cross-validation over cells, {seeds} repetitions; k-NN: k = {probes.NEIGHBOURS}, Euclidean, "
+        "unweighted; linear: multinomial logistic regression, L2, C = 1, on features standardised by the training cells "
+        f"(not standardised for {GENES}: log1p of counts per 10,000 of the {baselines.VARIABLE_GENES:,} genes of largest "
+        f"variance); PCA: {baselines.COMPONENTS} components of log1p of counts per 10,000, all genes; everything is fitted on "
+        "training cells; intervals: 2.5 and 97.5 percentiles of 1,000 bootstrap resamples of the cells, shared by all methods"
+    )
+
+
+def _digest(cells: LabelledCells) -> str:
+    """SHA-256 of the cells that took part: their content on the model's vocabulary, and their labels."""
+    digest = hashlib.sha256(cells.hashes.astype("<u8").tobytes())
+    digest.update(cells.classes.astype("<i8").tobytes())
+    digest.update("\0".join(cells.class_names).encode())
+    return digest.hexdigest()
+
+
+def run_classification(config: ClassificationConfig) -> dict:
+    """`scbench benchmark classification`: write the table to --output, show it, return it as JSON-able values."""
+    refuse_existing(config.output)
+    model = embed.load_model(config.model)
+    table = benchmark_classification(
+        model, config.input, config.label, layer=config.layer, genes_column=config.genes_column, seeds=config.seeds,
+        folds=config.folds, allow_overlap=config.allow_overlap, seed=config.seed, progress=not config.json,
+    )
+    table.write(config.output)
+    if not config.json:
+        console = Console()
+        table.show(console)
+        console.print(f"Written to {config.output}: results.json, results.csv, results.md", highlight=False)
+    return table.record()

@@ -1,0 +1,138 @@
+"""The cells of a benchmark: labelled, never seen in pretraining, each once, in classes of some size."""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+
+from scbench.data.cells import CellTokens, Counts, content_hash, take, to_tokens
+from scbench.data.gene_identity import map_genes
+from scbench.data.sources.anndata import AnnDataSource
+from scbench.errors import UserError
+from scbench.evaluation import embed, labels
+from scbench.evaluation.progress import progress_bar
+from scbench.models.model import ExpressionModel
+
+UNSEEN, TRANSDUCTIVE = "unseen", "transductive"
+NOT_CHECKABLE = "not checkable: the model names no training cells"
+
+
+class LabelledCells(NamedTuple):
+    """What is classified."""
+
+    tokens: CellTokens  # on the model's vocabulary
+    counts: scipy.sparse.csr_matrix  # float32 [cells, genes of the file]
+    hashes: np.ndarray  # uint64 [cells], content hashes of `tokens`
+    classes: np.ndarray  # int64 [cells]
+    class_names: list[str]
+    dropped_classes: dict[str, int]  # too small, and their cells
+    counted: dict[str, int]  # how many cells were used, and removed for which reason
+    overlap: str  # UNSEEN, TRANSDUCTIVE or NOT_CHECKABLE
+    matching: dict  # which genes and counts the model knows
+
+    def class_sizes(self) -> dict[str, int]:
+        """Cells in each class."""
+        return dict(zip(self.class_names, np.bincount(self.classes).tolist(), strict=True))
+
+    def sentences(self) -> list[str]:
+        """Which cells took part, in plain words."""
+        c = self.counted
+        said = [
+            f"{c['used']:,} of {c['total']:,} cells in {len(self.class_names)} classes; left out: {c['unlabelled']:,} without "
+            f"a label, {c['overlapping']:,} that the model was trained or validated on, {c['duplicates']:,} exact duplicates, "
+            f"{c['in_small_classes']:,} in classes under {labels.SMALLEST_CLASS} cells."
+        ]
+        if self.dropped_classes:
+            names = ", ".join(f"{name} ({size})" for name, size in self.dropped_classes.items())
+            said.append(f"Classes under {labels.SMALLEST_CLASS} cells, left out everywhere: {names}.")
+        if self.overlap == TRANSDUCTIVE:
+            said.append("Transductive: cells that the model may have been trained on were kept.")
+        elif self.overlap == NOT_CHECKABLE:
+            said.append("The model does not say which cells it was trained on: whether these are new to it cannot be checked.")
+        return said
+
+
+def read_cells(
+    model: ExpressionModel, source: AnnDataSource, label: str, *, allow_overlap: bool, progress: bool
+) -> LabelledCells:
+    """Read the cells that a benchmark of `model` may use; UserError if too few remain."""
+    words = labels.read_labels(source.obs, label, source.name)
+    labelled = np.array([word is not None for word in words], dtype=bool)
+    if not labelled.any():
+        raise UserError(f"column {label!r} of {source.name} holds no label at all: choose another --label.")
+    known = None if allow_overlap else model.training_cells
+    gene_map = map_genes(source.identity, model.vocabulary, source.name)
+    parts, hashes, kept = [], [], []
+    overlapping = 0
+    with progress_bar("checking the counts", source.n_cells, progress) as advance:
+        matching = embed.match_counts(source, gene_map, advance)
+    with progress_bar("reading", source.n_cells, progress) as advance:
+        for start, read in embed.chunks(source):
+            cells = to_tokens(read, gene_map)
+            found = content_hash(cells.genes, cells.counts, cells.offsets)
+            keep = labelled[start : start + len(found)]
+            if known is not None:
+                seen = np.isin(found, known)
+                overlapping += int((keep & seen).sum())
+                keep = keep & ~seen
+            rows = np.flatnonzero(keep)
+            parts.append((take(cells, rows), _matrix(read, len(source.identity.ids))[rows]))
+            hashes.append(found[rows])
+            kept.append(rows + start)
+            advance(len(found))
+    tokens, counts = _join([part for part, _ in parts]), scipy.sparse.vstack([part for _, part in parts], format="csr")
+    hashes, kept = np.concatenate(hashes), np.concatenate(kept)
+    once = np.sort(np.unique(hashes, return_index=True)[1])
+    chosen = labels.choose_classes(words[kept[once]])
+    counted = {
+        "total": source.n_cells, "used": len(chosen.codes), "unlabelled": int((~labelled).sum()), "overlapping": overlapping,
+        "duplicates": len(hashes) - len(once), "in_small_classes": sum(chosen.dropped.values()),
+    }
+    if len(chosen.names) < 2:
+        raise UserError(_too_few(source.name, label, counted, chosen))
+    rows = once[chosen.keep]
+    return LabelledCells(
+        tokens=take(tokens, rows), counts=counts[rows], hashes=hashes[rows], classes=chosen.codes,
+        class_names=chosen.names, dropped_classes=chosen.dropped, counted=counted,
+        overlap=TRANSDUCTIVE if allow_overlap else NOT_CHECKABLE if known is None else UNSEEN,
+        matching=matching,
+    )
+
+
+def take_counts(source: AnnDataSource, rows: np.ndarray) -> scipy.sparse.csr_matrix:
+    """The counts of some cells, float32 CSR [rows, genes of the file]. `rows`: ascending."""
+    parts = []
+    for start, read in embed.chunks(source):
+        inside = rows[(rows >= start) & (rows < start + len(read.offsets) - 1)]
+        parts.append(_matrix(read, len(source.identity.ids))[inside - start])
+    return scipy.sparse.vstack(parts, format="csr")
+
+
+def _matrix(counts: Counts, genes: int) -> scipy.sparse.csr_matrix:
+    """Counts as float32 CSR [cells, genes], without stored zeros."""
+    shape = (len(counts.offsets) - 1, genes)
+    matrix = scipy.sparse.csr_matrix((counts.counts.astype(np.float32), counts.columns, counts.offsets), shape)
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def _join(parts: list[CellTokens]) -> CellTokens:
+    """The cells of all parts."""
+    genes, counts, totals = (np.concatenate([part[field] for part in parts]) for field in (0, 1, 3))
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    return CellTokens(genes, counts, np.concatenate([[0], np.cumsum(lengths)]), totals)
+
+
+def _too_few(source: str, label: str, counted: dict[str, int], chosen: labels.Classes) -> str:
+    """Why there is nothing to classify, and what to do."""
+    remain = counted["used"] + counted["in_small_classes"]
+    reason = (
+        f"{source}: {remain:,} labelled cells are left, with {len(chosen.names)} classes of at least "
+        f"{labels.SMALLEST_CLASS} cells in {label!r}, and two are needed"
+    )
+    if counted["overlapping"]:
+        return (
+            f"{reason}; {counted['overlapping']:,} were removed because the model was trained or validated on them: give "
+            "other cells, or --allow-overlap to keep them."
+        )
+    return f"{reason}: choose another --label or give more cells."
