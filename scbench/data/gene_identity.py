@@ -14,10 +14,10 @@ from scbench.errors import UserError
 
 ENSEMBL_ID = re.compile(r"(ENS(?:MUS)?G\d{11})(?:\.\d+)?")  # a version goes only from such ids: ".N" is part of clone names
 SUFFIXED = re.compile(r".+_(ENS(?:MUS)?G\d{11})")  # how some vocabularies keep genes apart that share a symbol
-ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl_ids", "ensembl_gene_id", "ensembl_gene_ids", "ensembl", "feature_id",
-              "feature_ids", "ensemblid", "accession")
-SYMBOL_COLUMNS = ("feature_name", "gene_name", "gene_names", "gene_symbols", "gene_symbol", "symbol", "symbols", "hgnc_symbol",
-                  "genesymbol", "gene_short_name", "index")  # fmt: skip
+ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl_ids", "ensembl_gene_id", "ensembl_gene_ids", "ensembl",
+              "ensemblid", "feature_id", "feature_ids", "accession")
+SYMBOL_COLUMNS = ("feature_name", "gene_name", "gene_names", "gene_symbols", "gene_symbol", "symbol", "symbols",
+                  "hgnc_symbol", "genesymbol", "gene_short_name", "index")
 ORGANISM_SHARE = 0.8  # of the genes that only one organism has
 MATCHED_SHARE = 0.5  # of the counts: below, the mapping is an error
 
@@ -217,11 +217,11 @@ def _likely_cause(gene_map: GeneMap) -> str:
     organisms = {gene_map.organism, gene_map.vocabulary_organism}
     if organisms == {"human", "mouse"}:
         return (f"its genes are {gene_map.organism} genes and the vocabulary's are {gene_map.vocabulary_organism} genes, "
-                "so use a vocabulary of its organism")  # fmt: skip
+                "so use a vocabulary of its organism")
     examples = ", ".join(repr(name) for name in gene_map.unmatched)
     if gene_map.organism == "unknown":
         return (f"its genes have names like {examples}, which are neither Ensembl ids nor known symbols of human or mouse "
-                "genes; if a column of var names them, give it as --genes-column")  # fmt: skip
+                "genes; if a column of var names them, give it as --genes-column")
     return f"the vocabulary lacks genes like {examples}; use a vocabulary that fits, or one built from the inputs"
 
 
@@ -230,4 +230,4 @@ def check_organisms(organisms: Mapping[str, str]) -> None:
     known = {source: organism for source, organism in organisms.items() if organism != "unknown"}
     if len(set(known.values())) > 1:
         listed = ", ".join(f"{source} ({organism})" for source, organism in known.items())
-        raise UserError(f"the inputs are of different organisms and cannot share one vocabulary: {listed}; prepare them apart.")
+        raise UserError(f"the inputs are of different organisms: {listed}; prepare them apart.")

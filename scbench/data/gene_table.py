@@ -27,14 +27,14 @@ class GeneTable(NamedTuple):
     def canonical(self, id_: str | None, symbol: str | None) -> str | None:
         """The current id of a gene known by an id, a symbol or both; None if neither leads to one.
 
-        A current id stands for itself. A retired or unknown one is followed through its symbol to the current gene, if
-        there is one, since annotations renumber genes; else it stands for itself.
+        A current id stands for itself. Annotations renumber genes: a retired id is followed through its last symbol, an id
+        that the table doesn't know through the source's symbol, to the current gene; without one, it stands for itself.
         """
         if id_ is None:
             return self.find(symbol) if symbol else None
-        if id_ in self.symbols and id_ not in self.retired:
-            return id_
-        return (symbol and self.find(symbol)) or self.find(self.symbols.get(id_, "")) or id_
+        if id_ in self.symbols:
+            return (self.find(self.symbols[id_]) or id_) if id_ in self.retired else id_
+        return (self.find(symbol) if symbol else None) or id_
 
 
 @functools.cache

@@ -47,15 +47,25 @@ class ShardInfo:
         }
 
     @classmethod
-    def plan(cls, *, split: str, cells: int, nnz: int, largest_count: int, vocabulary_size: int, name: str = "") -> "ShardInfo":
-        """The smallest exact dtypes, and extents of about EXTENT_BYTES, for `cells` ≥ 1 cells."""
+    def plan(cls, *, split: str, cells: int, nnz: int, largest_count: int, vocabulary_size: int) -> "ShardInfo":
+        """The smallest exact dtypes, and extents of about EXTENT_BYTES, for `cells` ≥ 1 cells. The name comes later."""
         blocks = -(-cells // BLOCK_CELLS)
-        genes = "uint16" if vocabulary_size <= 65_536 else "uint32"
-        counts = next(t for t in ("uint8", "uint16", "uint32") if largest_count <= np.iinfo(t).max)
+        genes = genes_dtype(vocabulary_size)
+        counts = counts_dtype(largest_count)
         token_bytes = np.dtype(genes).itemsize + np.dtype(counts).itemsize
         per_extent = round(EXTENT_BYTES * blocks / max(1, nnz * token_bytes))
-        return cls(name=name, split=split, cells=cells, nnz=nnz, blocks=blocks, genes=genes, counts=counts,
+        return cls(name="", split=split, cells=cells, nnz=nnz, blocks=blocks, genes=genes, counts=counts,
                    blocks_per_extent=min(max(1, per_extent), blocks))
+
+
+def counts_dtype(largest_count: int) -> str:
+    """The smallest dtype that holds counts up to `largest_count` (below 2³²)."""
+    return next(dtype for dtype in ("uint8", "uint16", "uint32") if largest_count <= np.iinfo(dtype).max)
+
+
+def genes_dtype(vocabulary_size: int) -> str:
+    """The smallest dtype that holds the token ids of a vocabulary."""
+    return "uint16" if vocabulary_size <= 65_536 else "uint32"
 
 
 def array_spec(path: Path) -> dict:
@@ -87,7 +97,7 @@ def block_checksums(genes: np.ndarray, counts: np.ndarray, offsets: np.ndarray) 
     checksums = []
     for first in range(0, len(offsets) - 1, BLOCK_CELLS):
         block = offsets[first : first + BLOCK_CELLS + 1]
-        checksum = google_crc32c.value(genes[block[0] : block[-1]].tobytes())
-        checksum = google_crc32c.extend(checksum, counts[block[0] : block[-1]].tobytes())
-        checksums.append(google_crc32c.extend(checksum, (block - block[0]).tobytes()))
+        checksum = google_crc32c.value(genes[block[0] : block[-1]])
+        checksum = google_crc32c.extend(checksum, counts[block[0] : block[-1]])
+        checksums.append(google_crc32c.extend(checksum, block - block[0]))
     return np.array(checksums, dtype=np.uint32)

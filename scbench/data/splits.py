@@ -47,6 +47,16 @@ def group_id(group: Group) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
+def check_group_count(groups: int, shares: tuple[float, float, float]) -> None:
+    """UserError if there are fewer groups than splits with a positive share."""
+    wanted = sum(share > 0 for share in shares)
+    if groups < wanted:
+        raise UserError(
+            f"--split-by gives {groups} group{'s' * (groups != 1)} for {wanted} splits: "
+            "choose other columns, or give a split the share 0 in --split."
+        )
+
+
 def split_groups(sizes: Mapping[Group, int], shares: tuple[float, float, float], seed: int) -> dict[Group, int]:
     """The split of each group, an index into SPLITS.
 
@@ -66,11 +76,7 @@ def split_groups(sizes: Mapping[Group, int], shares: tuple[float, float, float],
         If there are fewer groups than splits with a positive share.
     """
     wanted = [split for split, share in enumerate(shares) if share > 0]
-    if len(sizes) < len(wanted):
-        raise UserError(
-            f"--split-by gives {len(sizes)} group{'s' * (len(sizes) != 1)} for {len(wanted)} splits: "
-            "choose other columns, or give a split the share 0 in --split."
-        )
+    check_group_count(len(sizes), shares)
     key = random.key(seed, random.Stream.SPLIT)
     order = sorted(sizes, key=lambda group: (random.fold(key, group_id(group)), group))
     total = sum(sizes.values())

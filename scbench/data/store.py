@@ -154,7 +154,8 @@ class Split:
             stored = stored.result()
         except ValueError as error:  # what TensorStore raises for every failure to open or read
             raise UserError(
-                f"{self._path / shard.name} cannot be read ({str(error)[:200]}): `scbench verify {self._path}` names the damage."
+                f"{self._path / shard.name} cannot be read ({str(error)[:200]}): "
+                f"`scbench verify {self._path}` names the damaged file."
             ) from error
         bad = np.flatnonzero(block_checksums(*result) != stored)
         if len(bad):
@@ -208,7 +209,9 @@ def _checked_manifest(path: Path, content: bytes) -> dict:
         raise damaged from None
     # first of all, because a newer format may keep its digest elsewhere
     if type(version) is int and version > FORMAT_VERSION:
-        raise UserError(f"the store {path} has format {version}, newer than this scbench reads ({FORMAT_VERSION}): upgrade scbench.")
+        raise UserError(
+            f"the store {path} has format {version}, and this scbench reads formats up to {FORMAT_VERSION}: upgrade scbench."
+        )
     try:
         digest = (path / DIGEST_FILE).read_text(encoding="ascii").split()[0]
     except (OSError, UnicodeDecodeError, IndexError):

@@ -17,6 +17,10 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
+class WorkerKilledError(UserError):
+    """A worker process died; what was finished can be used again."""
+
+
 class Workers:
     """A context manager around `count` processes; with one, tasks run in this process."""
 
@@ -39,7 +43,7 @@ class Workers:
 
         Raises
         ------
-        UserError
+        WorkerKilledError
             If a worker process was killed, usually for memory.
         """
         if self._pool is None:
@@ -56,7 +60,7 @@ class Workers:
                 done(futures[future])
             return [future.result() for future in futures]
         except BrokenProcessPool as error:
-            raise UserError(
+            raise WorkerKilledError(
                 "a worker process was killed, probably for want of memory: run the same command again with fewer --workers "
                 "(what was finished is used again)."
             ) from error

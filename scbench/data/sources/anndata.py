@@ -280,7 +280,7 @@ class _Reading:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _) -> None:
-        if isinstance(error, (OSError, KeyError, RuntimeError)) or type(error).__name__ == "AnnDataReadError":
+        if isinstance(error, (OSError, KeyError, RuntimeError)):
             raise UserError(f"{self._name} is damaged or not an h5ad file: {str(error).splitlines()[0]}.") from error
 
 
@@ -330,7 +330,8 @@ def _open_file(path: Path) -> h5py.File:
 
 
 def _length(frame: h5py.Group) -> int:
-    return len(anndata.io.read_elem(frame[frame.attrs["_index"]]))
+    index = frame[frame.attrs["_index"]]
+    return index.shape[0] if isinstance(index, h5py.Dataset) else len(anndata.io.read_elem(index))
 
 
 def _file_candidates(file: h5py.File) -> dict[str, _Candidate]:

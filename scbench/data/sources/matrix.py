@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 
 DENSE_BLOCK = 1 << 23  # values of a dense matrix held at once
-CSC_STREAM = 1 << 21  # entries of a CSC file looked at at once
+CSC_STREAM = 1 << 20  # entries of a CSC file looked at at once
 CSC_BUFFER_BYTES = 1 << 28  # a range of rows of a CSC file, held as CSR
 
 

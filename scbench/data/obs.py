@@ -1,0 +1,131 @@
+"""Columns of an h5ad's obs by ranges of rows: prepare never holds the obs of all cells."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+import pyarrow as pa
+
+from scbench.errors import UserError
+
+READ_ROWS = 1 << 16  # rows of one column in memory while groups are listed
+
+
+class ObsColumn(NamedTuple):
+    """A column as the store keeps it."""
+
+    name: str
+    kind: str  # int64 or float64 if it is a number in every input, else string
+
+
+class Obs:
+    """obs of the h5ad file `path`, kept open until `close`."""
+
+    def __init__(self, path: Path):
+        self._file = h5py.File(path, "r", locking="best-effort")
+        self._obs = self._file["obs"]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns, without the index."""
+        return [str(name) for name in self._obs.attrs["column-order"]]
+
+    def kind(self, column: str) -> str:
+        """int64, float64 or string."""
+        return str(self.read(column, 0, 0).type).replace("double", "float64")
+
+    def names(self, start: int, stop: int) -> pa.Array:
+        """The names of cells `start` … `stop`−1."""
+        return _array(self._obs[self._obs.attrs["_index"]], start, stop).cast(pa.string())
+
+    def read(self, column: str, start: int, stop: int) -> pa.Array:
+        """The values of cells `start` … `stop`−1 as int64, float64 or string; null where there is none."""
+        return _array(self._obs[column], start, stop)
+
+
+def _array(element: h5py.Group | h5py.Dataset, start: int, stop: int) -> pa.Array:
+    """Rows of one column: an array, a categorical (of today or of anndata 0.7), or an array with a mask."""
+    if isinstance(element, h5py.Dataset):
+        if "categories" in element.attrs:
+            return _categorical(element[start:stop], element.file[element.attrs["categories"]])
+        if h5py.check_string_dtype(element.dtype):
+            return pa.array(element.asstr()[start:stop], pa.string())
+        return _plain(pa.array(element[start:stop], from_pandas=True))
+    if "categories" in element:
+        return _categorical(element["codes"][start:stop], element["categories"])
+    values = _array(element["values"], start, stop)
+    mask = element["mask"][start:stop]
+    return values.take(pa.array(np.arange(len(mask)), mask=mask))
+
+
+def _categorical(codes: np.ndarray, categories: h5py.Group | h5py.Dataset) -> pa.Array:
+    length = (categories if isinstance(categories, h5py.Dataset) else categories["values"]).shape[0]
+    return _array(categories, 0, length).take(pa.array(codes.astype(np.int64), mask=codes < 0))
+
+
+def _plain(values: pa.Array) -> pa.Array:
+    if pa.types.is_integer(values.type):
+        return values.cast(pa.int64())
+    if pa.types.is_floating(values.type):
+        return values.cast(pa.float64())
+    if pa.types.is_string(values.type):
+        return values
+    return pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string())
+
+
+def obs_columns(sources: Sequence[tuple[str, Obs]], names: Sequence[str], option: str) -> tuple[ObsColumn, ...]:
+    """How the store keeps the columns `names`; UserError naming `option` if an input lacks one."""
+    columns = []
+    for name in names:
+        kinds = set()
+        for source, obs in sources:
+            if name not in obs.columns:
+                there = ", ".join(obs.columns) or "none"
+                raise UserError(f"{option} {name}: obs of {source} has no such column; it has {there}.")
+            kinds.add(obs.kind(name))
+        columns.append(ObsColumn(name, "string" if "string" in kinds else "float64" if "float64" in kinds else "int64"))
+    return tuple(columns)
+
+
+def obs_table(obs: Obs, start: int, stop: int, columns: Sequence[ObsColumn]) -> pa.Table:
+    """original_id and `columns` of cells `start` … `stop`−1."""
+    arrays = {"original_id": obs.names(start, stop)}
+    for column in columns:
+        arrays[column.name] = obs.read(column.name, start, stop).cast(column.kind)
+    return pa.table(arrays)
+
+
+def list_groups(sources: Sequence[tuple[str, Obs, int]], columns: Sequence[ObsColumn]) -> set[tuple[str, ...]]:
+    """The distinct values of the --split-by columns in all inputs; UserError if there is one only, or a cell has none.
+
+    A missing value is an error because its cells could belong to any group, also to one of another split.
+
+    Parameters
+    ----------
+    sources
+        Name, obs and number of cells of each input.
+    """
+    groups = set()
+    names = [column.name for column in columns]
+    for name, obs, n_cells in sources:
+        for start in range(0, n_cells, READ_ROWS):
+            table = obs_table(obs, start, min(start + READ_ROWS, n_cells), columns)
+            for column in columns:
+                values = table[column.name].cast(pa.string()).to_pylist()
+                missing = next((i for i, value in enumerate(values) if value is None or value.strip() in ("", "nan")), None)
+                if missing is not None:
+                    raise UserError(
+                        f"--split-by {column.name}: cell {table['original_id'][missing].as_py()!r} of {name} has no value "
+                        "there: fill such values in, remove the cells, or choose another column."
+                    )
+            rows = table.group_by(names).aggregate([])
+            groups |= set(zip(*(rows[column].cast(pa.string()).to_pylist() for column in names), strict=True))
+    if len(groups) < 2:
+        raise UserError(f"--split-by {' '.join(names)}: all cells have the same value there, so there is nothing to split by.")
+    return groups

@@ -1,0 +1,198 @@
+"""prepare's first pass: cells of the inputs, mapped to tokens, scattered over the buckets of the shuffle.
+
+A task reads a range of rows of one input and writes *runs*: files of cells sorted by their keyed word. A bucket (an
+interval of words) is then one slice of each run, and the second pass (gather.py) never looks at the inputs again.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from scbench.data.cells import CellTokens, content_hash, to_tokens
+from scbench.data.gene_identity import GeneMap
+from scbench.data.obs import Obs, ObsColumn, obs_table
+from scbench.data.parts import finished_part
+from scbench.data.shard_format import counts_dtype
+from scbench.data.sources.anndata import AnnDataSource
+from scbench.data.splits import group_id
+from scbench.kernels import random
+
+READ_ROWS = 1024  # cells in memory as columns of the input
+RUN_TOKENS = 1 << 24  # tokens in memory before a run is written
+
+CELL = np.dtype([
+    ("content_hash", "<u8"),
+    ("row", "<i8"),  # in the input
+    ("total", "<i8"),  # all counts of the cell, those of unmatched genes included
+    ("first_token", "<i8"),  # in the run
+    ("group", "<u8"),  # group_id of the --split-by values, 0 without
+    ("n_genes", "<u4"),
+    ("largest_count", "<u4"),
+])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What it takes to open an input the same way in every process."""
+
+    path: Path
+    layer: str
+    genes_column: str | None
+    recover_counts: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScatterTask:
+    """Rows `start` … `stop`−1 of an input, to go into the directory `part`."""
+
+    part: Path
+    source: SourceOptions
+    gene_map: GeneMap
+    start: int
+    stop: int
+    min_genes: int
+    seed: int
+    buckets: int
+    genes_dtype: str
+    obs_columns: tuple[ObsColumn, ...]
+    split_by: tuple[str, ...]
+
+
+def shuffle_words(content: np.ndarray, seed: int) -> np.ndarray:
+    """The word that places each cell in the store, uint64 [cells]. One to one with `content`: equal words, equal cells."""
+    return random.bits(random.key(seed, random.Stream.SHUFFLE), content)
+
+
+def bucket_bounds(buckets: int) -> np.ndarray:
+    """The first word of each bucket but the first, uint64 [buckets − 1]: equal intervals of 0 … 2⁶⁴−1."""
+    return np.array([-(-(bucket << 64) // buckets) for bucket in range(1, buckets)], dtype=np.uint64)
+
+
+def token_positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Positions of the tokens of cells that start at `starts` and have `lengths` tokens, cell by cell, int64."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
+
+
+@lru_cache(maxsize=1)
+def _open_source(options: SourceOptions) -> AnnDataSource:
+    """The input, kept open in this process for its next task."""
+    return AnnDataSource(
+        options.path, layer=options.layer, genes_column=options.genes_column, recover_counts=options.recover_counts
+    )
+
+
+@lru_cache(maxsize=1)
+def _open_obs(path: Path) -> Obs:
+    return Obs(path)
+
+
+def close_sources() -> None:
+    """Close what this process keeps open for its next task."""
+    _open_source.cache_clear()
+    _open_obs.cache_clear()
+
+
+def scatter(task: ScatterTask) -> dict:
+    """Do a task. Facts: the runs' cells and counts dtypes, cells dropped, counts in all and matched, cells of each group."""
+    return finished_part(task.part, lambda directory: _scatter(task, directory))
+
+
+def _scatter(task: ScatterTask, directory: Path) -> dict:
+    source = _open_source(task.source)
+    writer = _RunWriter(task, _open_obs(task.source.path), directory)
+    dropped = total = matched = 0
+    for start in range(task.start, task.stop, READ_ROWS):
+        stop = min(start + READ_ROWS, task.stop)
+        tokens = to_tokens(source.read(start, stop), task.gene_map)
+        keep = np.diff(tokens.offsets) >= task.min_genes
+        dropped += int(np.count_nonzero(~keep))
+        total += int(tokens.totals.sum())
+        matched += int(tokens.counts.sum(dtype=np.int64))
+        writer.append(tokens, np.flatnonzero(keep), start)
+    writer.flush()
+    return {
+        "runs": writer.runs,
+        "below_min_genes": dropped,
+        "counts": total,
+        "counts_matched": matched,
+        "groups": [[list(group), cells] for group, cells in sorted(writer.groups.items())],
+    }
+
+
+class _RunWriter:
+    """Collects kept cells and writes them, sorted, as run-0, run-1, … of a part."""
+
+    def __init__(self, task: ScatterTask, source_obs: Obs, directory: Path):
+        self.runs: list[dict] = []
+        self.groups: Counter[tuple[str, ...]] = Counter()
+        self._task, self._source_obs, self._directory = task, source_obs, directory
+        self._clear()
+
+    def _clear(self) -> None:
+        self._cells: list[np.ndarray] = []
+        self._genes: list[np.ndarray] = []
+        self._counts: list[np.ndarray] = []
+        self._obs: list[pa.Table] = []
+        self._tokens = 0
+
+    def append(self, tokens: CellTokens, keep: np.ndarray, first_row: int) -> None:
+        """Add the cells `keep` (positions in `tokens`, whose first cell is row `first_row`)."""
+        task = self._task
+        cells = np.zeros(len(keep), dtype=CELL)
+        lengths = np.diff(tokens.offsets)
+        cells["content_hash"] = content_hash(tokens.genes, tokens.counts, tokens.offsets)[keep]
+        cells["row"] = first_row + keep
+        cells["total"] = tokens.totals[keep]
+        cells["first_token"] = self._tokens + tokens.offsets[keep]
+        cells["n_genes"] = lengths[keep]
+        filled = lengths > 0
+        largest = np.zeros(len(lengths), dtype=np.uint32)
+        if filled.any():
+            largest[filled] = np.maximum.reduceat(tokens.counts, tokens.offsets[:-1][filled])
+        cells["largest_count"] = largest[keep]
+        obs = obs_table(self._source_obs, first_row, first_row + len(lengths), task.obs_columns).take(keep)
+        if task.split_by:
+            groups = list(zip(*(obs[column].cast(pa.string()).to_pylist() for column in task.split_by), strict=True))
+            self.groups.update(groups)
+            cells["group"] = [group_id(group) for group in groups]
+        self._cells.append(cells)
+        self._genes.append(tokens.genes.astype(task.genes_dtype, copy=False))
+        self._counts.append(tokens.counts)
+        self._obs.append(obs)
+        self._tokens += len(tokens.genes)
+        if self._tokens >= RUN_TOKENS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the collected cells as a run."""
+        cells = np.concatenate([np.zeros(0, dtype=CELL), *self._cells])
+        if len(cells) == 0:
+            self._clear()
+            return
+        words = shuffle_words(cells["content_hash"], self._task.seed)
+        order = np.lexsort((cells["row"], cells["total"], cells["n_genes"], words))  # the store's own order
+        cells, words = cells[order], words[order]
+        lengths = cells["n_genes"].astype(np.int64)
+        positions = token_positions(cells["first_token"], lengths)
+        cells["first_token"] = np.cumsum(lengths) - lengths
+        dtype = counts_dtype(int(cells["largest_count"].max()))
+        stem = f"run-{len(self.runs)}"
+        bounds = np.searchsorted(words, bucket_bounds(self._task.buckets))
+        _write(self._directory / f"{stem}.cells", cells)
+        _write(self._directory / f"{stem}.buckets", np.concatenate([[0], bounds, [len(cells)]]).astype(np.int64))
+        _write(self._directory / f"{stem}.genes", np.concatenate(self._genes)[positions])
+        _write(self._directory / f"{stem}.counts", np.concatenate(self._counts)[positions].astype(dtype, copy=False))
+        obs = pa.concat_tables(self._obs).take(order).combine_chunks()
+        with pa.OSFile(str(self._directory / f"{stem}.obs"), "wb") as file, pa.ipc.new_file(file, obs.schema) as writer:
+            writer.write_table(obs)
+        self.runs.append({"cells": len(cells), "counts": dtype})
+        self._clear()
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    path.write_bytes(array)  # not tofile: its error on a full disk has no errno
