@@ -24,7 +24,7 @@ def find_problem(values: np.ndarray) -> Problem | None:
         return Problem(f"values of type {values.dtype}", 0, float("nan"))
     if len(values) == 0 or values.dtype.kind == "b":
         return None
-    low, high = values.min(), values.max()  # NaN spreads into both
+    low, high = values.min().item(), values.max().item()  # NaN spreads into both
     if low >= 0 and high <= MAX_COUNT and (values.dtype.kind in "ui" or bool((values == values.astype(np.uint32)).all())):
         return None
     wide = values.astype(np.float64)
