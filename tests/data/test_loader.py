@@ -1,5 +1,6 @@
 """The loader's windows against a slow oracle, for any ranks, micro-batches and resumption; reading, memory, closing."""
 
+import dataclasses
 import gc
 import itertools
 import threading
@@ -8,6 +9,7 @@ import weakref
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +19,9 @@ from scbench.data.batch import CellBatch
 from scbench.data.loader import WINDOWS_AHEAD, Loader, _AheadReader, validation_batches
 from scbench.data.order import SampleOrder
 from scbench.data.sampling import draw_genes, draw_mask, log1p_counts
+from scbench.data.shard_format import ShardInfo
+from scbench.data.shard_writer import ShardWriter
+from scbench.data.store import Split
 from scbench.errors import UserError
 from scbench.kernels import random
 from scbench.kernels.random import Stream
@@ -402,3 +407,52 @@ def test_validation_differs_from_training_and_by_seed():
 
 def test_an_empty_validation_split_yields_nothing():
     assert validation(FakeSplit(0, 64), world=2) == []
+
+
+# --- a split on the disk -------------------------------------------------------------------------------------------
+
+
+def written(split: FakeSplit, directory, cells_of_shards: list[int], blocks_per_extent: int) -> Split:
+    """The same cells as shards on the disk."""
+    shards, first = [], 0
+    for i, cells in enumerate(cells_of_shards):
+        row = slice(split.offsets[first], split.offsets[first + cells])
+        info = ShardInfo.plan(
+            split="train", cells=cells, nnz=row.stop - row.start, largest_count=[255, 65_535][i % 2], vocabulary_size=302
+        )
+        info = dataclasses.replace(info, name=f"shard-{i:05d}", blocks_per_extent=blocks_per_extent)
+        writer = ShardWriter(directory / info.name, info)
+        writer.append(split.genes[row], split.counts[row], split.lengths[first : first + cells])
+        writer.finish(pa.table({"n_genes": split.lengths[first : first + cells]}))
+        shards.append(info)
+        first += cells
+    return Split(directory, "train", shards)
+
+
+def test_windows_of_a_split_on_the_disk(tmp_path):
+    cells = FakeSplit(700, 128, (1, 60))
+    split = written(cells, tmp_path, [300, 400], blocks_per_extent=2)
+    assert split.extent_sizes.tolist() == [128, 128, 44, 128, 128, 128, 16]
+    order = SampleOrder(split.extent_sizes, 7, 3)
+    starts = np.concatenate([[0], np.cumsum(split.extent_sizes)])
+    law = {name: OPTIONS[name] for name in ("seed", "max_genes", "mask_ratio", "weighted")}
+    shares = [windows(split, 35, rank=rank, world=2) for rank in range(2)]  # into the second epoch
+    for step in range(35):
+        samples = np.arange(step * 24, (step + 1) * 24)
+        located = order.locate(samples)
+        expected = [
+            oracle_cell(cells, int(starts[extent] + index), int(sample), **law)
+            for extent, index, sample in zip(located.extents, located.indices, samples, strict=True)
+        ]
+        assert sorted(record for share in shares for record in regrouped(share[step])) == expected
+    assert [cells_of(batch) for batch in validation(split)] == [cells_of(batch) for batch in validation(cells)]
+
+
+def test_damage_on_the_disk_reaches_the_consumer(tmp_path):
+    split = written(FakeSplit(300, 64, (1, 60)), tmp_path, [300], blocks_per_extent=1)
+    (chunk,) = [path for path in (tmp_path / "shard-00000" / "counts").rglob("*") if path.is_file() and path.suffix != ".json"]
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    with pytest.raises(UserError, match=r"block 2 of .*shard-00000 is damaged"):
+        windows(split, 100)
