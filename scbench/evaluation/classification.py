@@ -8,6 +8,7 @@ choice of cells, not of training runs or donors.
 
 import hashlib
 import platform
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -25,15 +26,16 @@ from scbench.evaluation import baselines, embed, probes
 from scbench.evaluation.labelled_cells import LabelledCells, read_cells
 from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.report import Column, Table
-from scbench.evaluation.scores import Scores, interval, score, stratified_folds
+from scbench.evaluation.scores import RESAMPLES, Scores, interval, score, stratified_folds
 from scbench.files import refuse_existing
 from scbench.kernels import random
 from scbench.models.model import ExpressionModel
 
 KNN, LINEAR, NO_PROBE = "k-NN", "linear", "none"
 MODEL, UNTRAINED, DEPTH, PCA, GENES, MAJORITY = (
-    "trained model", "untrained model", "depth only", "PCA of log counts", "logistic regression on genes", "majority class",
+    "trained model", "untrained model", "depth only", "PCA", "variable genes", "majority class",
 )
+SPOKEN = {UNTRAINED: "an untrained model", DEPTH: "depth alone", PCA: "PCA", GENES: "logistic regression on genes"}
 _UNTRAINED = 2  # what a key of Stream.EVALUATION decides, beside those of scores.py
 
 Method = tuple[str, str]  # model and probe of a row
@@ -43,7 +45,7 @@ COLUMNS = [
     Column("probe", ("probe",)),
     Column("accuracy", ("accuracy", "accuracy_low", "accuracy_high"), "{:.3f} ({:.3f}–{:.3f})"),
     Column("macro-F1", ("macro_f1", "macro_f1_low", "macro_f1_high"), "{:.3f} ({:.3f}–{:.3f})"),
-    Column("R² of depth", ("depth_r2",), "{:.2f}"),
+    Column("depth R²", ("depth_r2",), "{:.2f}"),
     Column("overlap", ("overlap",)),
 ]
 
@@ -220,7 +222,7 @@ def _compare(difference: dict) -> str:
     value, low, high = (difference[field] for field in ("accuracy", "accuracy_low", "accuracy_high"))
     numbers = f"{value:+.3f} accuracy, 95 % interval {low:+.3f} to {high:+.3f}"
     verdict = "beats" if low > 0 else "loses to" if high < 0 else "is not clearly apart from"
-    return f"{verdict} {difference['baseline']} ({numbers})"
+    return f"{verdict} {SPOKEN[difference['baseline']]} ({numbers})"
 
 
 def _protocol(seeds: int, folds: int) -> str:
@@ -229,7 +231,8 @@ def _protocol(seeds: int, folds: int) -> str:
         "unweighted; linear: multinomial logistic regression, L2, C = 1, on features standardised by the training cells "
         f"(not standardised for {GENES}: log1p of counts per 10,000 of the {baselines.VARIABLE_GENES:,} genes of largest "
         f"variance); PCA: {baselines.COMPONENTS} components of log1p of counts per 10,000, all genes; everything is fitted on "
-        "training cells; intervals: 2.5 and 97.5 percentiles of 1,000 bootstrap resamples of the cells, shared by all methods"
+        f"training cells; intervals: 2.5 and 97.5 percentiles of {RESAMPLES:,} bootstrap resamples of the cells, the same "
+        "for all methods"
     )
 
 
@@ -251,7 +254,7 @@ def run_classification(config: ClassificationConfig) -> dict:
     )
     table.write(config.output)
     if not config.json:
-        console = Console()
+        console = Console(width=None if sys.stdout.isatty() else 120)
         table.show(console)
         console.print(f"Written to {config.output}: results.json, results.csv, results.md", highlight=False)
     return table.record()

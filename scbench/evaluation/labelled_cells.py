@@ -13,8 +13,7 @@ from scbench.evaluation import embed, labels
 from scbench.evaluation.progress import progress_bar
 from scbench.models.model import ExpressionModel
 
-UNSEEN, TRANSDUCTIVE = "unseen", "transductive"
-NOT_CHECKABLE = "not checkable: the model names no training cells"
+UNSEEN, TRANSDUCTIVE, NOT_CHECKABLE = "unseen", "transductive", "not checkable"
 
 
 class LabelledCells(NamedTuple):
