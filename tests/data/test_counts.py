@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from scbench.data.counts import find_problem, recover
 
-
 DTYPES = [np.float16, np.float32, np.float64, np.int8, np.int32, np.int64, np.uint16, np.uint64, bool]
 
 

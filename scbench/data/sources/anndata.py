@@ -14,7 +14,7 @@ from anndata import AnnData
 from scbench.data.cells import MAX_COUNT, Counts
 from scbench.data.counts import INEXACT_DISTANCE, INEXACT_SHARE, find_problem, recover
 from scbench.data.gene_identity import GeneIdentity, identify
-from scbench.data.sources.matrix import Matrix, Rows, SlicedMatrix, open_matrix
+from scbench.data.sources.matrix import Matrix, Rows, ViewMatrix, open_matrix
 from scbench.errors import UserError
 
 SAMPLE_WINDOWS, WINDOW_ROWS = 32, 8  # rows on which a candidate for the counts is tested
@@ -77,8 +77,6 @@ class AnnDataSource:
                     raise UserError(f"{self.name} has no cells.")
                 candidate, self._matrix, self._recovering = self._choose(candidates, layer, recover_counts)
                 var = candidate.var()
-                if len(var) == 0:
-                    raise UserError(f"{self.name} has no genes.")
                 if self._matrix.shape != (self.n_cells, len(var)):
                     raise UserError(
                         f"{self.name} is broken: {_called(candidate.place)} is {self._matrix.shape[0]} × "
@@ -247,6 +245,8 @@ class AnnDataSource:
                 found[place] = self._why_not_recoverable(matrix)
                 if found[place] is None:
                     return candidates[place], matrix, True
+        if matrices and all(matrix.shape[1] == 0 for matrix in matrices.values()):
+            raise UserError(f"{self.name} has no genes.")
         reasons = "; ".join(f"{_called(place)} holds {reason}" for place, reason in found.items()) or "it has no matrix"
         if recover_counts:
             raise UserError(f"no counts can be recovered from {self.name}: {reasons}.")
@@ -353,15 +353,19 @@ def _is_null(item: h5py.Group | h5py.Dataset) -> bool:
 def _object_candidates(adata: AnnData) -> dict[str, _Candidate]:
     def candidate(place: str, get: Callable[[AnnData], object], var: Callable[[], pd.DataFrame]) -> _Candidate:
         def open_() -> Matrix:
-            if adata.is_view:  # rows are gathered range by range: asking a view for its whole matrix copies it
-                return SlicedMatrix((adata.n_obs, len(var())), lambda start, stop: get(adata[start:stop]))
-            return open_matrix(get(adata))
+            if not adata.is_view:
+                return open_matrix(get(adata))
+            # asking a view for its matrix copies all of it, and a backed view cannot be sliced: read from the viewed object
+            viewed = adata._adata_ref
+            rows = np.arange(viewed.n_obs)[adata._oidx]
+            columns = None if place == "raw" else np.arange(viewed.n_vars)[adata._vidx]  # a view has all genes of raw
+            return ViewMatrix(open_matrix(get(viewed)), rows, columns)
 
         return _Candidate(place, open_, var)
 
     candidates = {name: candidate(name, lambda a, name=name: a.layers[name], lambda: adata.var) for name in adata.layers}
     if adata.raw is not None:
         candidates["raw"] = candidate("raw", lambda a: a.raw.X, lambda: adata.raw.var)
-    if adata.isbacked or adata[:0].X is not None:
+    if adata.isbacked or (adata._adata_ref if adata.is_view else adata).X is not None:
         candidates["X"] = candidate("X", lambda a: a.X, lambda: adata.var)
     return candidates

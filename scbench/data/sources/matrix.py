@@ -1,6 +1,5 @@
 """Cells × genes matrices read by ranges of rows in bounded memory: CSR, CSC and dense, in an h5ad file or in memory."""
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -141,18 +140,32 @@ class DenseMatrix:
         return join_rows(parts)
 
 
-class SlicedMatrix:
-    """A matrix that can only be had by slices: a view, whose rows AnnData gathers."""
+class ViewMatrix:
+    """Some rows and columns of another matrix, in any order: a view of an AnnData.
 
-    def __init__(self, shape: tuple[int, int], get: Callable[[int, int], object]):
-        self.shape = shape
-        self.cheap_rows = shape[0]
-        self._get = get
+    Parameters
+    ----------
+    parent
+        The matrix that is viewed.
+    rows, columns
+        int64, the parent's rows and columns; `columns` None means all.
+    """
+
+    def __init__(self, parent: Matrix, rows: np.ndarray, columns: np.ndarray | None):
+        self.shape = (len(rows), parent.shape[1] if columns is None else len(columns))
+        self.cheap_rows = len(rows)
+        self._parent, self._rows, self._columns = parent, rows, columns
 
     def read(self, start: int, stop: int) -> Rows:
         """Rows `start` … `stop`−1."""
-        matrix = open_matrix(self._get(start, stop))
-        return matrix.read(0, stop - start)
+        rows, order = np.unique(self._rows[start:stop], return_inverse=True)
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []
+        read = join_rows([self._parent.read(int(run[0]), int(run[-1]) + 1) for run in runs] or [self._parent.read(0, 0)])
+        shape = (len(rows), self._parent.shape[1])
+        gathered = sparse.csr_matrix((read.values, read.columns, read.offsets), shape)[order]
+        if self._columns is not None:
+            gathered = gathered[:, self._columns]
+        return Rows(gathered.indices.astype(np.int64), gathered.data, gathered.indptr.astype(np.int64))
 
 
 def join_rows(parts: list[Rows]) -> Rows:
