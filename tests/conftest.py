@@ -1,0 +1,59 @@
+"""Cells and stores that many tests share, and the way to run the command line as a user does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+
+def synthetic_cells(n_cells: int = 300, n_genes: int = 120, seed: int = 0) -> anndata.AnnData:
+    """Raw counts of three cell types with marker genes, depth varying fivefold; 10 to 100 expressed genes a cell."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.integers(0, 3, n_cells)
+    rates = rng.gamma(0.5, 1.0, n_genes) * np.ones((3, 1))
+    for kind in range(3):
+        rates[kind, kind * 20 : kind * 20 + 20] *= 6
+    depth = rng.uniform(0.4, 2.0, n_cells)
+    counts = rng.poisson(rates[kinds] * depth[:, None])
+    obs = pd.DataFrame(
+        {"cell_type": np.array(["B", "T", "NK"])[kinds], "donor": [f"d{i % 6}" for i in range(n_cells)]},
+        index=[f"cell-{seed}-{i}" for i in range(n_cells)],
+    )
+    var = pd.DataFrame(index=[f"ENSG{i:011d}" for i in range(1, n_genes + 1)])
+    return anndata.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=var)
+
+
+@pytest.fixture(scope="session")
+def cells_file(tmp_path_factory) -> Path:
+    """An h5ad of 300 synthetic cells."""
+    path = tmp_path_factory.mktemp("cells") / "cells.h5ad"
+    synthetic_cells().write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_store(cells_file, tmp_path_factory) -> Path:
+    """A store of those cells: 210 to train, 30 to validate, 60 to test."""
+    from scbench import prepare
+
+    path = tmp_path_factory.mktemp("stores") / "store"
+    prepare([cells_file], path, split=".7,.1,.2", workers=1)
+    return path
+
+
+@pytest.fixture(scope="session")
+def scbench_command():
+    """Run `scbench …` in a process of its own; returns CompletedProcess."""
+
+    def run(*arguments, **options) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "scbench", *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, **options)
+
+    return run
