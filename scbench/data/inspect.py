@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ from scbench.files import sha256
 
 
 def info(store: Store) -> dict:
-    """What the store holds, JSON-able: splits, vocabulary, bytes, sources. Reads one column of cells.parquet, shard by shard."""
+    """What the store holds, JSON-able: splits, vocabulary, bytes, sources. Reads one column of each cells.parquet in turn."""
     splits = {}
     for name in SPLITS:
         split = store.split(name)
@@ -62,9 +61,7 @@ def verify(store: Store) -> dict:
         digests = pool.map(lambda name: sha256(store.path / name), files)
         for name, digest in _watched(zip(files, digests, strict=True), "hashing", len(files)):
             if digest != files[name]["sha256"]:
-                raise UserError(
-                    f"{store.path / name} is damaged (its SHA-256 is not the manifest's): restore it or prepare the store again."
-                )
+                raise UserError(f"{store.path / name} is damaged (wrong SHA-256): restore it or prepare the store again.")
     size = store.vocabulary.size
     for name in SPLITS:
         split = store.split(name)
@@ -87,12 +84,12 @@ def run_info(config: InfoConfig) -> dict:
     """The verb: say what a store holds."""
     facts = info(Store.open(config.store))
     if not config.json:
-        vocabulary = facts["vocabulary"]
-        print(f"{facts['store']}: format {facts['format_version']}, {facts['bytes'] / 1e6:,.1f} MB, fingerprint {facts['fingerprint'][:12]}")
-        print(f"  vocabulary: {vocabulary['tokens']:,} tokens, fingerprint {vocabulary['fingerprint'][:12]}")
+        print(f"{facts['store']}: format {facts['format_version']}, {facts['bytes'] / 1e6:,.1f} MB, "
+              f"fingerprint {facts['fingerprint'][:12]}")
+        print(f"  vocabulary: {facts['vocabulary']['tokens']:,} tokens, fingerprint {facts['vocabulary']['fingerprint'][:12]}")
         for name, split in facts["splits"].items():
-            print(f"  {name}: {split['cells']:,} cells, {split['tokens']:,} tokens, median {split['median_genes']:g} genes a cell, "
-                  f"{split['shards']} shards, {split['extents']} extents")
+            print(f"  {name}: {split['cells']:,} cells, {split['tokens']:,} tokens, {split['median_genes']:g} genes in the "
+                  f"median cell, {split['shards']} shards, {split['extents']} extents")
         for source in facts["sources"]:
             print(f"  from {source['name']}: {source['kept']:,} cells, {source['organism']}, counts in {source['layer']}")
         if facts["obs_columns"]:
