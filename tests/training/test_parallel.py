@@ -18,8 +18,8 @@ def train(store: Path, out: Path, *, world=1, stage=0, micro=32, mvc="mvc", plan
         port = free.getsockname()[1]
     ranks = []
     for rank in range(world):
-        environment = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1",
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        environment = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(WORKER), str(store), str(out), str(stage), str(micro), mvc, *plant]
         ranks.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
     for process in ranks:
@@ -74,7 +74,8 @@ def test_splitting_changes_nothing(small_store, tmp_path, reference, world, stag
 
 @pytest.mark.full
 def test_splitting_changes_nothing_without_mvc(small_store, tmp_path, reference):
-    assert_same_training(train(small_store, tmp_path / "out.npz", world=2, stage=3, micro=8, mvc="no-mvc"), reference["no-mvc"])
+    results = train(small_store, tmp_path / "out.npz", world=2, stage=3, micro=8, mvc="no-mvc")
+    assert_same_training(results, reference["no-mvc"])
 
 
 def test_a_gradient_wrong_by_half_is_caught(small_store, tmp_path, reference):
