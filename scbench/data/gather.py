@@ -136,7 +136,7 @@ class _Bucket:
         return split
 
     def segments(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-        """The tokens, some cells at a time: (the first cell's number, genes [nnz], counts [nnz], each cell's start in them)."""
+        """The tokens, some cells at a time: (first cell's number, genes [nnz], counts [nnz], each cell's start in them)."""
         ends = np.cumsum(self.cells["n_genes"], dtype=np.int64)
         first = 0
         while first < len(ends):

@@ -53,9 +53,9 @@ class ShardInfo:
         genes = genes_dtype(vocabulary_size)
         counts = counts_dtype(largest_count)
         token_bytes = np.dtype(genes).itemsize + np.dtype(counts).itemsize
-        per_extent = round(EXTENT_BYTES * blocks / max(1, nnz * token_bytes))
+        extents = max(1, round(nnz * token_bytes / EXTENT_BYTES))
         return cls(name="", split=split, cells=cells, nnz=nnz, blocks=blocks, genes=genes, counts=counts,
-                   blocks_per_extent=min(max(1, per_extent), blocks))
+                   blocks_per_extent=-(-blocks // extents))
 
 
 def counts_dtype(largest_count: int) -> str:
