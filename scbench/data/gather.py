@@ -13,7 +13,7 @@ from scbench.data.shard_format import SPLITS, ShardInfo
 from scbench.data.shard_writer import ShardWriter
 from scbench.data.splits import split_cells
 
-SEGMENT_TOKENS = 1 << 22  # tokens in memory at once
+SEGMENT_TOKENS = 1 << 21  # tokens in memory at once
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,10 @@ from scbench.data.sources.anndata import AnnDataSource
 from scbench.data.splits import group_id
 from scbench.kernels import random
 
-READ_ROWS = 1024  # cells in memory as columns of the input
+FIRST_ROWS = 256  # read at first, to learn how many values a cell has
+READ_VALUES = 1 << 20  # values read at once after that; mapping them takes about 80 bytes each
 RUN_TOKENS = 1 << 24  # tokens in memory before a run is written
+WRITE_TOKENS = 1 << 20  # tokens brought into order at once
 
 CELL = np.dtype([
     ("content_hash", "<u8"),
@@ -106,14 +108,18 @@ def _scatter(task: ScatterTask, directory: Path) -> dict:
     source = _open_source(task.source)
     writer = _RunWriter(task, _open_obs(task.source.path), directory)
     dropped = total = matched = 0
-    for start in range(task.start, task.stop, READ_ROWS):
-        stop = min(start + READ_ROWS, task.stop)
-        tokens = to_tokens(source.read(start, stop), task.gene_map)
+    start, rows = task.start, FIRST_ROWS
+    while start < task.stop:
+        stop = min(start + rows, task.stop)
+        counts = source.read(start, stop)
+        rows = max(1, READ_VALUES * (stop - start) // max(1, len(counts.counts)))
+        tokens = to_tokens(counts, task.gene_map)
         keep = np.diff(tokens.offsets) >= task.min_genes
         dropped += int(np.count_nonzero(~keep))
         total += int(tokens.totals.sum())
         matched += int(tokens.counts.sum(dtype=np.int64))
         writer.append(tokens, np.flatnonzero(keep), start)
+        start = stop
     writer.flush()
     return {
         "runs": writer.runs,
@@ -178,17 +184,22 @@ class _RunWriter:
         order = np.lexsort((cells["row"], cells["total"], cells["n_genes"], words))  # the store's own order
         cells, words = cells[order], words[order]
         lengths = cells["n_genes"].astype(np.int64)
-        positions = token_positions(cells["first_token"], lengths)
+        starts = cells["first_token"].copy()
         cells["first_token"] = np.cumsum(lengths) - lengths
         dtype = counts_dtype(int(cells["largest_count"].max()))
-        stem = f"run-{len(self.runs)}"
+        run = self._directory / f"run-{len(self.runs)}"
         bounds = np.searchsorted(words, bucket_bounds(self._task.buckets))
-        _write(self._directory / f"{stem}.cells", cells)
-        _write(self._directory / f"{stem}.buckets", np.concatenate([[0], bounds, [len(cells)]]).astype(np.int64))
-        _write(self._directory / f"{stem}.genes", np.concatenate(self._genes)[positions])
-        _write(self._directory / f"{stem}.counts", np.concatenate(self._counts)[positions].astype(dtype, copy=False))
+        _write(run.with_suffix(".cells"), cells)
+        _write(run.with_suffix(".buckets"), np.concatenate([[0], bounds, [len(cells)]]).astype(np.int64))
+        genes, counts = np.concatenate(self._genes), np.concatenate(self._counts)
+        self._genes, self._counts = [], []
+        with open(run.with_suffix(".genes"), "wb") as to_genes, open(run.with_suffix(".counts"), "wb") as to_counts:
+            for piece in np.array_split(np.arange(len(cells)), -(-self._tokens // WRITE_TOKENS) or 1):
+                positions = token_positions(starts[piece], lengths[piece])
+                to_genes.write(genes[positions])
+                to_counts.write(counts[positions].astype(dtype, copy=False))
         obs = pa.concat_tables(self._obs).take(order).combine_chunks()
-        with pa.OSFile(str(self._directory / f"{stem}.obs"), "wb") as file, pa.ipc.new_file(file, obs.schema) as writer:
+        with pa.OSFile(str(run.with_suffix(".obs")), "wb") as file, pa.ipc.new_file(file, obs.schema) as writer:
             writer.write_table(obs)
         self.runs.append({"cells": len(cells), "counts": dtype})
         self._clear()

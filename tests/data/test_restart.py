@@ -47,7 +47,7 @@ def prepared_by_a_child(*moment, **options):
 
 
 for moment in [
-    (scatter, "_write", 7),  # inside the second part
+    (scatter, "_write", 3),  # inside the second part
     (prepare, "gather", 1),  # between the passes
     (gather.ShardWriter, "append", 2),  # inside the first shards
     (prepare, "write_manifest", 1),  # shards in place, no manifest

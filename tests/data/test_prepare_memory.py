@@ -1,0 +1,86 @@
+"""Memory and speed of prepare on many real cells."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from scbench import Store
+
+DATA = os.environ.get("SCBENCH_TEST_DATA")
+
+
+def write_repeated(path: Path, source: Path, n_cells: int) -> None:
+    """An h5ad of `n_cells` cells: those of `source` (CSR) over and over; copy number k has k more counts of its first gene."""
+    import anndata
+
+    cells = anndata.read_h5ad(source)
+    cells.X.sort_indices()
+    offsets = cells.X.indptr.astype(np.int64)
+    empty = anndata.AnnData(cells.X[:0], obs=cells.obs[["cell_type"]].iloc[:0].astype(str), var=cells.var)
+    empty.write_h5ad(path)
+    copies = -(-n_cells // cells.n_obs)
+    with h5py.File(path, "r+") as file:
+        for name in ("data", "indices", "indptr"):
+            del file["X"][name]
+        lengths = np.tile(np.diff(offsets), copies)[:n_cells]
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        file["X"].create_dataset("indptr", data=indptr)
+        file["X"].attrs["shape"] = [n_cells, cells.n_vars]
+        indices = file["X"].create_dataset("indices", (indptr[-1],), "i4", chunks=(1 << 18,))
+        data = file["X"].create_dataset("data", (indptr[-1],), "f4", chunks=(1 << 18,))
+        for copy in range(copies):
+            rows = min(cells.n_obs, n_cells - copy * cells.n_obs)
+            values = cells.X.data[: offsets[rows]].astype(np.float32)
+            values[offsets[:rows]] += copy
+            low = indptr[copy * cells.n_obs]
+            indices[low : low + len(values)] = cells.X.indices[: len(values)]
+            data[low : low + len(values)] = values
+        names = [f"{cells.obs_names[i % cells.n_obs]}-{i // cells.n_obs}" for i in range(n_cells)]
+        labels = np.tile(cells.obs["cell_type"].astype(str), copies)[:n_cells]
+        for name, values in ((file["obs"].attrs["_index"], names), ("cell_type", labels)):
+            del file["obs"][name]
+            column = file["obs"].create_dataset(name, data=np.array(values, dtype=object), dtype=h5py.string_dtype())
+            column.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+
+
+def peak_memory(command: list[str], **options) -> int:
+    """Run `command`; the largest sum, in bytes, of the resident memory of its processes, looked at every 20 ms."""
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    peak, page = 0, os.sysconf("SC_PAGE_SIZE")
+    while process.poll() is None:
+        resident = 0
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if int((entry / "stat").read_text().rpartition(")")[2].split()[3]) == process.pid:
+                    resident += int((entry / "statm").read_text().split()[1]) * page
+            except (OSError, ValueError, IndexError):
+                continue  # it ended meanwhile
+        peak = max(peak, resident)
+        time.sleep(0.02)
+    assert process.returncode == 0
+    return peak
+
+
+@pytest.mark.full
+@pytest.mark.skipif(DATA is None, reason="SCBENCH_TEST_DATA is not set: no real cells")
+def test_memory_is_bounded_and_does_not_grow_with_the_cells(tmp_path):
+    peaks = {}
+    for n_cells in (200_000, 400_000):
+        file, output = tmp_path / f"{n_cells}.h5ad", tmp_path / f"store-{n_cells}"
+        write_repeated(file, Path(DATA) / "pbmc3k.h5ad", n_cells)
+        start = time.monotonic()
+        peaks[n_cells] = peak_memory([
+            sys.executable, "-m", "scbench", "prepare", file, "-o", output, "--workers", "2", "--keep-obs", "cell_type",
+        ])
+        seconds = time.monotonic() - start
+        print(f"{n_cells:,} cells: peak {peaks[n_cells] / 1e9:.2f} GB, {n_cells / seconds:,.0f} cells/s")
+        assert sum(shard.cells for shard in Store.open(output).shards) == n_cells
+        file.unlink()
+    assert peaks[200_000] < 2e9
+    assert peaks[400_000] <= 1.05 * peaks[200_000]
