@@ -104,13 +104,15 @@ def run_prepare(config: PrepareConfig) -> dict:
 def _prepare(plan: Plan, shares: tuple[float, float, float], workers: int, work: Path, output: Path) -> None:
     _start_over_unless(plan, work)
     scatter_tasks = _scatter_tasks(plan, work)
-    with Workers(min(workers, len(scatter_tasks))) as pool, _progress() as progress:
+    with _progress() as progress:
         advance = progress("reading", plan.cells)
-        scattered = pool.map(scatter, scatter_tasks, lambda task: advance(task.stop - task.start))
+        with Workers(min(workers, len(scatter_tasks))) as pool:
+            scattered = pool.map(scatter, scatter_tasks, lambda task: advance(task.stop - task.start))
         sources = _source_facts(plan, scatter_tasks, scattered)
         tasks = _gather_tasks(plan, shares, scatter_tasks, scattered, work)
         advance = progress("writing", len(tasks))
-        gathered = pool.map(gather, tasks, lambda _: advance(1))
+        with Workers(min(workers, len(tasks))) as pool:  # new processes: the first ones' heaps are large and fragmented
+            gathered = pool.map(gather, tasks, lambda _: advance(1))
     _publish(plan, shares, sources, tasks, gathered, work, output)
 
 
