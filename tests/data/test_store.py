@@ -1,6 +1,7 @@
 """Shards written and read back, and what opening and reading say of a damaged store."""
 
 import hashlib
+import itertools
 import json
 import shutil
 import threading
@@ -35,7 +36,7 @@ def write_shard(directory, genes, counts, lengths, pieces, vocabulary_size=1000)
     writer = ShardWriter(directory / "shard-00000", info)
     ends = np.cumsum(lengths)
     cuts = np.linspace(0, len(lengths), pieces + 1).astype(int)
-    for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+    for low, high in itertools.pairwise(cuts):
         tokens = slice(ends[low - 1] if low else 0, ends[high - 1] if high else 0)
         writer.append(genes[tokens], counts[tokens], lengths[low:high])
     writer.finish(pa.table({"n_genes": lengths}))
@@ -216,7 +217,7 @@ def test_digest_missing_or_damaged(store):
 def test_newer_format(store):
     manifest = json.loads((store / "manifest.json").read_text())
     write_manifest(store, manifest | {"format_version": 2})
-    with pytest.raises(UserError, match="has format 2.*upgrade scbench"):
+    with pytest.raises(UserError, match=r"has format 2.*upgrade scbench"):
         Store.open(store)
 
 
@@ -262,7 +263,7 @@ def test_the_damaged_block_is_named(store):
 def test_an_array_that_is_not_the_manifests(store):
     path = store / "shard-00000" / "genes" / "zarr.json"
     path.write_text(path.read_text().replace("uint16", "int16 "))
-    with pytest.raises(UserError, match="cannot be read.*scbench verify"):
+    with pytest.raises(UserError, match=r"cannot be read.*scbench verify"):
         Store.open(store).split("train").read_extent(0)
 
 
