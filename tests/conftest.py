@@ -30,6 +30,12 @@ def synthetic_cells(n_cells: int = 300, n_genes: int = 120, seed: int = 0) -> an
 
 
 @pytest.fixture(scope="session")
+def make_cells():
+    """The function above, for tests that need cells of their own."""
+    return synthetic_cells
+
+
+@pytest.fixture(scope="session")
 def cells_file(tmp_path_factory) -> Path:
     """An h5ad of 300 synthetic cells."""
     path = tmp_path_factory.mktemp("cells") / "cells.h5ad"
