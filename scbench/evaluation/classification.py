@@ -8,7 +8,6 @@ choice of cells, not of training runs or donors.
 
 import hashlib
 import platform
-import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 import anndata
 import numpy as np
-from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from scbench import __version__
 from scbench.config import ClassificationConfig
@@ -25,7 +24,7 @@ from scbench.errors import UserError
 from scbench.evaluation import baselines, embed, probes
 from scbench.evaluation.labelled_cells import LabelledCells, read_cells
 from scbench.evaluation.progress import progress_bar
-from scbench.evaluation.report import Column, Table
+from scbench.evaluation.report import Column, Table, screen
 from scbench.evaluation.scores import RESAMPLES, Scores, interval, score, stratified_folds
 from scbench.files import refuse_existing
 from scbench.kernels import random
@@ -37,6 +36,8 @@ MODEL, UNTRAINED, DEPTH, PCA, GENES, MAJORITY = (
 )
 SPOKEN = {UNTRAINED: "an untrained model", DEPTH: "depth alone", PCA: "PCA", GENES: "logistic regression on genes"}
 _UNTRAINED = 2  # what a key of Stream.EVALUATION decides, beside those of scores.py
+
+SMALL = 10_000  # cells; below, threads mostly wait for each other
 
 Method = tuple[str, str]  # model and probe of a row
 
@@ -167,7 +168,8 @@ def _predict(
     n = len(cells.classes)
     predictions = {method: np.empty((seeds, n), dtype=np.int64) for method in methods}
     depths = {name: np.empty((seeds, n)) for name in features if name != DEPTH}
-    with progress_bar("classification", seeds * folds, progress) as advance:
+    threads = threadpool_limits(1 if n < SMALL else None)
+    with threads, progress_bar("classification", seeds * folds, progress) as advance:
         for repetition in range(seeds):
             fold = stratified_folds(cells.classes, cells.hashes, folds, seed, repetition)
             for number in range(folds):
@@ -254,7 +256,7 @@ def run_classification(config: ClassificationConfig) -> dict:
     )
     table.write(config.output)
     if not config.json:
-        console = Console(width=None if sys.stdout.isatty() else 120)
+        console = screen()
         table.show(console)
-        console.print(f"Written to {config.output}: results.json, results.csv, results.md", highlight=False)
+        console.print(f"Written to {config.output}: results.json, results.csv, results.md")
     return table.record()

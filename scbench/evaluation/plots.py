@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from scbench.files import published_file
 from scbench.kernels import random
@@ -36,7 +37,7 @@ def plot_loss(metrics: Path, path: Path) -> None:
         points = [(line["step"], line[field]) for line in lines if line.get(field) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), label=name, **style)
-    axes.set(xlabel="step", ylabel="loss (mean squared error of masked genes)", title="Pretraining")
+    axes.set(xlabel="step", ylabel="loss (mean squared error of masked genes)", title="Pretraining", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     _save(figure, path)
@@ -59,7 +60,8 @@ def plot_embedding(embedding: np.ndarray, labels: np.ndarray, log_totals: np.nda
     order = random.permutation(random.key(0, Stream.EVALUATION, _PLOT), len(embedding))
     shown = np.sort(order[:MOST_CELLS])
     perplexity = min(30, max(1, (len(shown) - 1) // 3))
-    points = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(embedding[shown])
+    with threadpool_limits(1):  # the threads of so small a problem mostly wait for each other
+        points = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(embedding[shown])
     figure = Figure(figsize=(13, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     _by_label(left, points, labels[shown])

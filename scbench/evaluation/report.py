@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,7 +73,12 @@ class Table(NamedTuple):
             shown.add_row(*(column.text(row) for column in self.columns))
         console.print(shown)
         for line in self.sentences:
-            console.print(line, highlight=False, markup=False)
+            console.print(f"- {line}", markup=False)
+
+
+def screen(quiet: bool = False) -> Console:
+    """Where results are shown: as wide as the terminal; in a file or a pipe wide enough for a table."""
+    return Console(quiet=quiet, width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=True)
 
 
 def _escape(text: str) -> str:
