@@ -275,7 +275,8 @@ def _finish(config: PretrainConfig, store: Store, steps: int, validation: dict[s
             "batch_cells": config.batch_cells,
             "validation": validation,
         }
-        seen = [store.split(name).cells(["content_hash"])["content_hash"].to_numpy() for name in ("train", "validation")]
+        seen = [split.cells(["content_hash"])["content_hash"].to_numpy()
+                for split in (store.split("train"), store.split("validation")) if split.n_cells]
         if model_dir.exists():
             shutil.rmtree(model_dir)  # a finished run that was resumed
         model.save_pretrained(model_dir, provenance, np.concatenate(seen))

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scbench import ExpressionModel, Store, pretrain
+from scbench import ExpressionModel, Store, prepare, pretrain
 from scbench.data.loader import validation_batches
 from scbench.errors import UserError
 from scbench.training import checkpoint
@@ -170,6 +170,13 @@ def test_a_full_disk_keeps_the_last_checkpoint(small_store, tmp_path, monkeypatc
 def test_resuming_with_another_option_is_refused_by_name(small_store, finished):
     with pytest.raises(UserError, match=r"--width was 16 .* is 32 now"):
         pretrain(small_store, finished, **{**SMALL, "width": 32}, resume=True)
+
+
+def test_a_store_without_validation_cells_trains(cells_file, tmp_path):
+    store = prepare([cells_file], tmp_path / "store", split="1,0,0", workers=1)
+    run = pretrain(store, tmp_path / "run", **{**SMALL, "steps": 2})
+    assert run.validation == {}
+    assert len(ExpressionModel.from_pretrained(run.model_dir).training_cells) == 300
 
 
 def test_an_existing_output_is_refused_and_resume_on_nothing_starts_anew(small_store, tmp_path, finished):
