@@ -28,7 +28,8 @@ def embedding_inputs(tokens=17, rows=11, width=7, dtype=F64):
     values = draw(tokens, seed=1).abs()
     values[::4], values[1::5] = -1.0, 0.0
     values[-1] = 512.0
-    weights = [draw(rows, width, seed=2), draw(width, 1, seed=3), draw(width, seed=4), draw(width, width, seed=5), draw(width, seed=6)]
+    shapes = [(rows, width), (width, 1), (width,), (width, width), (width,)]
+    weights = [draw(*shape, seed=seed) for seed, shape in enumerate(shapes, 2)]
     return genes, values.to(torch.promote_types(dtype, torch.float32)), [w.to(dtype) for w in weights]
 
 
@@ -83,7 +84,8 @@ def test_masked_regression_equals_its_oracle(rows):
 
 
 def mvc_inputs(tokens=13, genes=5, cells=3, width=4):
-    return draw(genes, width), integers(genes, tokens), draw(cells, width, seed=1), integers(cells, tokens, seed=2), draw(tokens, seed=3)
+    indices = integers(genes, tokens), integers(cells, tokens, seed=2)
+    return draw(genes, width), indices[0], draw(cells, width, seed=1), indices[1], draw(tokens, seed=3)
 
 
 def test_mvc_equals_its_oracle():
@@ -165,8 +167,8 @@ def test_add_norm_and_relu_dropout_equal_their_definitions():
     (lambda: mvc(draw(2, 4), integers(2, 3), draw(2, 5), integers(2, 3), draw(3)), "width"),
     (lambda: mvc(draw(2, 4), integers(2, 3), draw(2, 4), integers(2, 2), draw(3)), "cell_index"),
     (lambda: dropout(draw(3, 4), torch.arange(2), 0.5), "token_keys"),
-    (lambda: gene_value_embedding(integers(3, 4), draw(5), integers(3, 4), draw(3, 2), draw(2, 1), draw(2), draw(2, 2), draw(2)),
-     "genes, values"),
+    (lambda: gene_value_embedding(integers(3, 4), draw(5), integers(3, 4), draw(3, 2),
+                                  draw(2, 1), draw(2), draw(2, 2), draw(2)), "genes, values"),
 ])
 def test_wrong_shapes_are_named(call, named):
     with pytest.raises(ValueError, match=named):

@@ -90,7 +90,8 @@ def test_losses_and_every_gradient_equal_the_dense_oracle(pooling, mvc, masked):
     ours = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     expected = dense_oracle(model, *cells)
-    for mine, theirs in zip((output.loss, output.regression_loss, output.mvc_loss, output.cell_embedding), expected, strict=True):
+    ours_all = (output.loss, output.regression_loss, output.mvc_loss, output.cell_embedding)
+    for mine, theirs in zip(ours_all, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
     expected[0].backward()
     for name, p in model.named_parameters():
@@ -147,7 +148,7 @@ def test_mvc_does_not_train_the_table_through_its_queries():
 
 def test_seeds_and_names_decide_the_weights():
     a, b = make_model(seed=3), make_model(seed=3, layers=3)
-    for name, p in a.named_parameters():
+    for name, _ in a.named_parameters():
         if "norm" not in name and "bias" not in name:
             fresh = ExpressionModel(a.config, VOCABULARY, 3).get_parameter(name)
             deeper = ExpressionModel(b.config, VOCABULARY, 3).get_parameter(name)

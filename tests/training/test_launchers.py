@@ -14,7 +14,7 @@ OPTIONS = ["--width", "16", "--layers", "1", "--heads", "2", "--max-genes", "40"
            "--optimizer", "sgd", "--lr", "0.02", "--precision", "fp32"]
 LAUNCHERS = {
     "alone": [sys.executable, "-m", "scbench"],
-    "torchrun": [BIN / "torchrun", "--nproc-per-node", "2", "--master-port", "0", "-m", "scbench"],
+    "torchrun": [BIN / "torchrun", "--standalone", "--nproc-per-node", "2", "-m", "scbench"],
     "deepspeed": [BIN / "deepspeed", "--num_accelerators", "2", "--master_port", "29671", "--module", "scbench"],
 }
 
@@ -46,7 +46,8 @@ def test_two_ranks_train_as_one_process_does(small_store, tmp_path, alone, launc
 
 
 def test_a_mistake_under_a_launcher_is_one_sentence_too(small_store, tmp_path):
-    command = [*map(str, LAUNCHERS["alone"]), "--local_rank=0", "pretrain", str(small_store), "-o", str(tmp_path), "--heads", "3"]
+    verb = ["pretrain", str(small_store), "-o", str(tmp_path), "--heads", "3"]
+    command = [*LAUNCHERS["alone"], "--local_rank=0", *verb]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
