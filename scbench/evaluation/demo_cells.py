@@ -14,7 +14,7 @@ from scbench.evaluation.labels import SMALLEST_CLASS, read_labels
 from scbench.kernels import random
 from scbench.kernels.random import Stream
 
-MOST_CELLS = 5000  # of a user's file: what fits into three minutes
+MOST_CELLS = 4000  # of a user's file: what fits into three minutes
 PBMC_LABEL = "bulk_labels"
 _CELLS = 4  # what a key of Stream.EVALUATION decides, beside those of the other files
 

@@ -17,7 +17,7 @@ from scbench.files import published_file
 from scbench.kernels import random
 from scbench.kernels.random import Stream
 
-MOST_CELLS = 3000  # t-SNE of more takes minutes
+MOST_CELLS = 1500  # t-SNE of a few thousand takes longer than all the rest of a demo
 _PLOT = 3  # what a key of Stream.EVALUATION decides, beside those of scores.py and classification.py
 # Okabe and Ito's colours, told apart by all common kinds of colour blindness; past seven classes the marker changes too
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -49,7 +49,7 @@ def plot_embedding(embedding: np.ndarray, labels: np.ndarray, log_totals: np.nda
     Parameters
     ----------
     embedding
-        float [cells, D]. At most 3,000 cells, drawn at random, are shown.
+        float [cells, D]. At most 1,500 cells, drawn at random, are shown.
     labels
         object [cells], None where missing.
     log_totals
