@@ -37,6 +37,7 @@ setup(
         "pyarrow>=18",
         "safetensors>=0.5,<1",
         "scikit-learn>=1.6,<2",
+        "threadpoolctl>=3.1",
         "matplotlib>=3.9,<4",
         "tensorboard>=2.18,<3",
         "tyro>=1.0,<2",
