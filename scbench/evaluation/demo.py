@@ -17,7 +17,7 @@ from scbench.evaluation.classification import benchmark_classification
 from scbench.evaluation.embed import load_model, run_embed
 from scbench.evaluation.embedding_files import KEY
 from scbench.evaluation.labels import read_labels
-from scbench.evaluation.report import screen
+from scbench.evaluation.report import Table, screen
 from scbench.files import refuse_existing, write_text
 from scbench.training.pretrain import pretrain
 
@@ -44,15 +44,22 @@ def run_demo(config: DemoConfig) -> dict:
     torch.set_num_threads(1)  # threads of so small a model mostly wait for each other; and the numbers don't depend on cores
     try:
         with threadpool_limits(1):
-            return _demo(config, cells, label, began)
+            table = _demo(config, cells, label)
     except BaseException:
         shutil.rmtree(config.output, ignore_errors=True)
         raise
     finally:
         torch.set_num_threads(threads)
+    summary = _summary(config.output, label, time.monotonic() - began)
+    write_text(config.output / "README.md", f"{table.markdown()}\n{summary}")
+    console = screen(quiet=config.json)
+    table.show(console)
+    console.print(f"\n{summary}", markup=False)
+    return {"output": str(config.output), "benchmark": table.record()}
 
 
-def _demo(config: DemoConfig, cells: anndata.AnnData, label: str, began: float) -> dict:
+def _demo(config: DemoConfig, cells: anndata.AnnData, label: str) -> Table:
+    """The five steps; the benchmark's table."""
     console = screen(quiet=config.json)
     output = config.output
     output.mkdir(parents=True, exist_ok=True)
@@ -74,11 +81,7 @@ def _demo(config: DemoConfig, cells: anndata.AnnData, label: str, began: float) 
     table.write(output / "benchmark")
     console.print(f"5 plots → {output / 'plots'}\n")
     _plot(output, label)
-    table.show(console)
-    summary = _summary(output, label, time.monotonic() - began)
-    write_text(output / "README.md", f"{table.markdown()}\n{summary}")
-    console.print(f"\n{summary}", markup=False)
-    return {"output": str(output), "benchmark": table.record()}
+    return table
 
 
 def _plot(output: Path, label: str) -> None:
