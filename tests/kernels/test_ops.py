@@ -5,7 +5,7 @@ import torch
 
 from scbench.kernels import random
 from scbench.kernels.add_norm import add_norm, dropout, dropout_oracle, relu_dropout
-from scbench.kernels.attention import attention, attention_oracle
+from scbench.kernels.attention import _CellAttention, attention, attention_oracle
 from scbench.kernels.gene_value_embedding import gene_value_embedding, gene_value_embedding_oracle
 from scbench.kernels.masked_regression import masked_regression, masked_regression_oracle
 from scbench.kernels.mvc import mvc, mvc_oracle
@@ -118,6 +118,13 @@ def test_attention_equals_its_oracle(lengths):
         assert torch.autograd.gradcheck(lambda *x: attention(*x, offsets), leaves)
 
 
+def test_the_bf16_path_is_exact_in_fp64():
+    leaves = [draw(12, 2, 3, seed=i).requires_grad_() for i in range(3)]
+    offsets = torch.tensor([0, 1, 8, 12], dtype=torch.int32)
+    torch.testing.assert_close(_CellAttention.apply(*leaves, offsets), attention_oracle(*leaves, offsets))
+    assert torch.autograd.gradcheck(lambda *x: _CellAttention.apply(*x, offsets), leaves)
+
+
 def test_attention_takes_views_of_one_projection():
     fused = draw(6, 3, 2, 4)
     offsets = torch.tensor([0, 2, 6], dtype=torch.int32)
@@ -126,11 +133,15 @@ def test_attention_takes_views_of_one_projection():
 
 
 def test_attention_in_bf16_errs_no_more_than_plain_torch():
-    q, k, v = (draw(40, 2, 8, seed=i, dtype=torch.bfloat16) for i in range(3))
     offsets = torch.tensor([0, 25, 40], dtype=torch.int32)
-    exact = attention_oracle(q.double(), k.double(), v.double(), offsets)
-    error = (attention(q, k, v, offsets) - exact).abs().max()
-    assert error <= 2 * (attention_oracle(q, k, v, offsets) - exact).abs().max()
+    results = []
+    for function, dtype in ((attention, torch.bfloat16), (attention_oracle, torch.bfloat16), (attention_oracle, F64)):
+        leaves = [draw(40, 2, 8, seed=i, dtype=torch.bfloat16).to(dtype).requires_grad_() for i in range(3)]
+        output = function(*leaves, offsets)
+        (output * draw(40, 2, 8, seed=7).to(dtype)).sum().backward()
+        results.append([output, *(leaf.grad for leaf in leaves)])
+    for ours, plain, exact in zip(*results, strict=True):
+        assert (ours - exact).abs().max() <= 2 * (plain - exact).abs().max()
 
 
 @pytest.mark.parametrize("width", [1, 4, 7, 32])
