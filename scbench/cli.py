@@ -1,5 +1,6 @@
 """The command line: one verb, one config dataclass, one function, imported only when its verb runs."""
 
+import errno
 import importlib
 import json
 import re
@@ -56,6 +57,13 @@ def main(arguments: list[str] | None = None) -> None:
         if "--debug" in arguments:
             traceback.print_exc()
         print(f"scbench: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:  # a verb that can say more (prepare, pretrain) has said it
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS) or "--debug" in arguments:
+            raise
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "a file cannot be written or read"
+        place = f" ({error.filename})" if error.filename else ""
+        print(f"scbench: {reason}{place}: make room or change its permissions, and run the command again.", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("scbench: interrupted", file=sys.stderr)

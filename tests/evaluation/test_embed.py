@@ -1,6 +1,8 @@
 """A cell's embedding is its own: whatever file, row, chunk or batch it is in."""
 
+import errno
 import json
+import re
 
 import anndata
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import scipy.sparse
 import torch
 
+from scbench.cli import main
 from scbench.config import EmbedConfig
 from scbench.data.batch import CellBatch
 from scbench.errors import UserError
@@ -213,3 +216,20 @@ def test_run_embed_refuses(files, tmp_path):
     with pytest.raises(UserError, match="not a model directory"):
         run_embed(files("out.h5ad"))
     assert not (tmp_path / "out.h5ad").exists()
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (OSError(errno.ENOSPC, "No space left on device"), "scbench: the disk is full"),
+    (PermissionError(errno.EACCES, "Permission denied", "out.h5ad"), r"cannot be written or read \(out.h5ad\)"),
+])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(files, tmp_path, monkeypatch, capsys, error, said):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("scbench.evaluation.embedding_files.anndata.io.write_elem", fail)
+    config = files("out.h5ad")
+    with pytest.raises(SystemExit) as exit_:
+        main(["embed", str(config.model), str(config.input), str(config.output)])
+    assert exit_.value.code == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.h5ad", "model"]
