@@ -1,12 +1,14 @@
 """Packaging of scbench: the top-level folders kernels/ and ds_configs/ install as parts of the package."""
 
+from pathlib import Path
+
 from setuptools import setup
 
 setup(
     name="scbench",
     version="0.1.0",
     description="Pretrain and benchmark foundation models of single-cell transcriptomes",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",

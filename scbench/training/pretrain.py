@@ -41,6 +41,7 @@ from scbench.training.validation import validate
 # Options that a resumed run may change: where and how it runs, not what it computes.
 MAY_CHANGE = {"store", "output", "resume", "json", "debug", "deepspeed", "micro_batch_cells", "checkpoint_every",
               "keep_last", "validate_every"}
+NOT_OF_THE_MODEL = {"store", "output", "resume", "json", "debug"}  # a published model carries no path of its maker
 READ_LAG = 8  # steps that the host may run ahead of the losses it has read from a GPU
 
 
@@ -270,7 +271,7 @@ def _finish(config: PretrainConfig, store: Store, steps: int, validation: dict[s
             "store_fingerprint": store.fingerprint,
             "sources": store.manifest["sources"],
             "splits": {name: store.split(name).n_cells for name in ("train", "validation", "test")},
-            "training": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
+            "training": {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_OF_THE_MODEL},
             "steps": steps,
             "batch_cells": config.batch_cells,
             "validation": validation,

@@ -75,6 +75,8 @@ def test_a_run_leaves_what_it_promises(finished, small_store):
     model = ExpressionModel.from_pretrained(finished / "model")
     store = Store.open(small_store)
     assert model.provenance["store_fingerprint"] == store.fingerprint
+    assert model.provenance["training"]["width"] == 16
+    assert str(small_store) not in (finished / "model" / "config.json").read_text()
     seen = np.concatenate([store.split(s).cells()["content_hash"] for s in ("train", "validation")])
     np.testing.assert_array_equal(model.training_cells, np.sort(seen))
 
