@@ -3,6 +3,7 @@
 import errno
 import importlib
 import json
+import os
 import re
 import sys
 import traceback
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         options = parse(arguments)
         module, function = VERBS[type(options)].split(":")
         result = getattr(importlib.import_module(module), function)(options)
-        if options.json:
+        if options.json and os.environ.get("RANK", "0") == "0":
             print(json.dumps(result, indent=2, default=str))
     except UserError as error:
         if "--debug" in arguments:

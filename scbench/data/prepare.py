@@ -57,6 +57,8 @@ def prepare(inputs: Sequence[Path | str] | Path | str, output: Path | str, **opt
     for name in ("split_by", "keep_obs"):
         value = options.get(name, ())
         options[name] = (value,) if isinstance(value, str) else tuple(value)
+    if not isinstance(options.get("split", ""), str):
+        options["split"] = ",".join(map(str, options["split"]))
     if options.get("vocabulary") is not None:
         options["vocabulary"] = Path(options["vocabulary"])
     config = PrepareConfig(inputs=tuple(Path(path) for path in paths), output=Path(output), **options)

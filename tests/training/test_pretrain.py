@@ -175,7 +175,7 @@ def test_resuming_with_another_option_is_refused_by_name(small_store, finished):
 
 
 def test_a_store_without_validation_cells_trains(cells_file, tmp_path):
-    store = prepare([cells_file], tmp_path / "store", split="1,0,0", workers=1)
+    store = prepare([cells_file], tmp_path / "store", split=(1, 0, 0), workers=1)
     run = pretrain(store, tmp_path / "run", **{**SMALL, "steps": 2})
     assert run.validation == {}
     assert len(ExpressionModel.from_pretrained(run.model_dir).training_cells) == 300
