@@ -3,6 +3,7 @@
 One code path: a DeepSpeed engine at world size 1 as well as 64.
 """
 
+import atexit
 import contextlib
 import io
 import json
@@ -41,11 +42,18 @@ def start_process_group() -> tuple[int, int]:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if not dist.is_initialized():
+        atexit.register(_leave_process_group)
         if "RANK" not in os.environ:  # no launcher: a group of one needs no port
             os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on this one; alone, it means nothing
             torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return dist.get_rank(), dist.get_world_size()
+
+
+def _leave_process_group() -> None:
+    """gloo's threads abort a process that ends while they run."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def read_deepspeed_config(config: PretrainConfig, micro_steps: int) -> tuple[dict, list[str]]:
@@ -91,16 +99,19 @@ def read_deepspeed_config(config: PretrainConfig, micro_steps: int) -> tuple[dic
 
 
 def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
-    """Torch's own optimizer; AdamW decays matrices by 0.01, and neither tables, norms nor biases."""
+    """Torch's own optimizer; AdamW decays matrices by 0.01, and neither tables, norms nor biases.
+
+    Its rate is 0 until `set_learning_rate`: DeepSpeed may step it while it starts.
+    """
     if config.optimizer != "adamw":
-        return {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimizer](model.parameters(), lr=config.lr)
+        return {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimizer](model.parameters(), lr=0.0)
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.ndim == 2 and not name.endswith("table")]
     chosen = {id(p) for p in matrices}
     return torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.01},
          {"params": [p for _, p in named if id(p) not in chosen], "weight_decay": 0.0}],
-        lr=config.lr,
+        lr=0.0,
     )
 
 
@@ -108,6 +119,7 @@ def make_engine(model: nn.Module, config: PretrainConfig, settings: dict) -> dee
     """A DeepSpeed engine around `model`; the optimizer is torch's."""
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory, whatever its log level
         engine, *_ = deepspeed.initialize(model=model, optimizer=make_optimizer(model, config), config=settings)
+    _set_step_count(engine, 0)  # bf16 without ZeRO has made a step on zero gradients by now (deepspeed 0.19.8)
     return engine
 
 
@@ -141,6 +153,13 @@ def _masters(engine: deepspeed.DeepSpeedEngine) -> dict[Tensor, Tensor]:
 
 def _base_optimizer(engine: deepspeed.DeepSpeedEngine) -> torch.optim.Optimizer:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def _set_step_count(engine: deepspeed.DeepSpeedEngine, steps: int) -> None:
+    """Adam's own count of steps, which corrects the bias of its moments."""
+    for state in _base_optimizer(engine).state.values():
+        if "step" in state:
+            state["step"].fill_(steps)
 
 
 def _link_moments(engine: deepspeed.DeepSpeedEngine) -> None:
@@ -191,6 +210,4 @@ def set_full_state(engine: deepspeed.DeepSpeedEngine, tensors: dict[str, dict[st
                 zero.safe_set_full_fp32_param(parameter, value)
             else:
                 zero.safe_set_full_optimizer_state(parameter, value, kind)
-    for state in states.values():
-        if "step" in state:
-            state["step"].fill_(steps)
+    _set_step_count(engine, steps)
