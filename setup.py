@@ -51,6 +51,6 @@ setup(
         "cuda": ["flash-attn>=2.8.3,<2.9"],  # builds against an installed torch; nothing here uses it yet
         "test": ["pytest>=8", "hypothesis>=6", "scanpy>=1.11,<2", "ruff==0.17.6"],
     },
-    entry_points={"console_scripts": ["scbench=scbench.cli:main"]},
+    entry_points={"console_scripts": ["scbench=scbench.cli:run"]},
     classifiers=["Programming Language :: Python :: 3.11", "Topic :: Scientific/Engineering :: Bio-Informatics"],
 )

@@ -1,5 +1,5 @@
 """`python -m scbench`, which is also what the deepspeed launcher starts."""
 
-from scbench.cli import main
+from scbench.cli import run
 
-main()
+run()

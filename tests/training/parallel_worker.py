@@ -3,6 +3,7 @@
 usage: parallel_worker.py STORE OUT STAGE MICRO_BATCH_CELLS MVC [PLANT]
 """
 
+import os
 import sys
 
 import numpy as np
@@ -64,3 +65,4 @@ def main(store_path: str, out: str, stage: str, micro: str, mvc: str, plant: str
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(*sys.argv[1:])
+    os._exit(0)  # as scbench.cli.run: gloo's threads and Python's shutdown do not go together
