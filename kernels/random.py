@@ -36,6 +36,8 @@ class Stream(IntEnum):
     CONTENT = 11  # hash of a cell's content
     VALIDATION = 12  # genes and masks of validation cells
     EVALUATION = 13  # folds and bootstrap
+    ORDER = 14  # order of a cell's tokens, where it matters and must mean nothing
+    BINS = 15  # the reference's bins: where in its run of equal edges a value falls
 
 
 def _mix_int(z: int) -> int:

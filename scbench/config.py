@@ -3,9 +3,9 @@
 Nothing here imports torch, so `scbench --help` answers at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from tyro.conf import Positional, arg
 
@@ -80,40 +80,127 @@ class VerifyConfig(Common):
     """The store."""
 
 
+STRUCTURES = ("transformer", "cnn", "cnn_sorted", "linear", "linear_mixer", "mamba", "gnn")
+ALIASES = {"transformer_ours": "transformer", "cnn_base": "cnn", "cnn_ours": "cnn_sorted", "linear_base": "linear",
+           "linear_ours": "linear_mixer", "gnn_cp": "gnn"}  # the reference's names
+OWN_POOLING = ("cnn", "cnn_sorted", "linear_mixer")  # these end in one state a cell: no tokens are left to pool or regress on
+DEFAULT_POOLING = {"linear": "avg", "mamba": "avg", **dict.fromkeys(OWN_POOLING, "own")}  # else cls
+BLIND_CLS = {  # why the <cls> token of a structure is the same for every cell
+    "linear": "no token sees another",
+    "mamba": "<cls> stands first in a causal scan and sees no gene",
+}
+Structure = Literal["transformer", "cnn", "cnn_sorted", "linear", "linear_mixer", "mamba", "gnn", "transformer_ours",
+                    "cnn_base", "cnn_ours", "linear_base", "linear_ours", "gnn_cp"]
+Recipe = Literal["default", "aaai2025"]
+
+
+class InputLaw(NamedTuple):
+    """How a cell's counts become a model's input: part of the model, for training and ever after."""
+
+    max_genes: int
+    """Genes of a cell; longer cells are sampled."""
+    preprocess: str = "log1p"
+    """log1p, bin, or bin_aaai2025 (the reference's bins: pads enter the quantiles, ties are spread at random)."""
+    normalize: str = "none"
+    """none, or total: counts per 10,000 before the logarithm."""
+    order: str = "ascending"
+    """Order of a cell's tokens: ascending (by id), random, or drawn (as the reference's sampling leaves them)."""
+    padded: bool = False
+    """Whether every cell is padded to max_genes, as in the reference."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape of an expression model. Saved as config.json beside its weights."""
 
     vocabulary_size: int
     """Tokens in the vocabulary, specials included."""
-    structure: Literal["transformer"] = "transformer"
+    structure: Structure = "transformer"
     """The encoder."""
+    recipe: Recipe = "default"
+    """aaai2025: layers, padding and initialisation of the reference; default: with its defects fixed."""
     width: int = 256
     """Width of the embedding and of the encoder."""
     layers: int = 6
     """Encoder layers."""
     heads: int = 8
-    """Attention heads."""
+    """Attention heads (transformer only)."""
     dropout: float = 0.15
-    """Dropout at the attention output, inside the feed-forward network and at its output."""
+    """Dropout probability inside the encoder."""
     mvc: bool = True
     """Train the MVC head (masked values from the cell embedding) beside the regression head."""
-    pooling: Literal["cls", "avg"] = "cls"
-    """What a cell's embedding is: the <cls> token, or the mean over the cell's genes."""
+    pooling: Literal["cls", "avg", "own"] | None = None
+    """What a cell's embedding is: the <cls> token, the mean over the cell's genes, or what the structure ends in (own)."""
     max_genes: int = 512
     """Genes a cell that the model was trained on; longer cells are sampled."""
+    preprocess: Literal["log1p", "bin"] = "log1p"
+    """Values are log1p of counts, or a cell's own quantile bins 1 … 50."""
+    normalize: Literal["none", "total"] = "none"
+    """total: log1p of counts per 10,000 instead of counts."""
+    library_size_offset: bool = False
+    """Tell the heads a cell's total count, so that its embedding need not."""
 
     def __post_init__(self) -> None:
         for name, value in [("--width", self.width), ("--layers", self.layers), ("--heads", self.heads),
                             ("--max-genes", self.max_genes), ("vocabulary_size", self.vocabulary_size)]:
             if value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1.")
-        if self.structure not in ("transformer",):
-            raise UserError(f"unknown structure {self.structure!r}: choose transformer.")
-        if self.width % self.heads:
-            raise UserError(f"--width {self.width} is not divisible by --heads {self.heads}: change one of them.")
+        structure = ALIASES.get(self.structure, self.structure)
+        if structure not in STRUCTURES:
+            raise UserError(f"unknown structure {structure!r}: choose one of {', '.join(STRUCTURES)}.")
+        pooling = self.pooling or DEFAULT_POOLING.get(structure, "cls")
+        object.__setattr__(self, "structure", structure)  # frozen: written once, here
+        object.__setattr__(self, "pooling", pooling)
         if not 0 <= self.dropout < 1:
             raise UserError(f"--dropout is {self.dropout}: it must be in [0, 1).")
+        if structure == "transformer" and self.width % self.heads:
+            raise UserError(f"--width {self.width} is not divisible by --heads {self.heads}: change one of them.")
+        if (structure in OWN_POOLING) != (pooling == "own"):
+            how = "pools by itself: leave it out" if structure in OWN_POOLING else "keeps its tokens: choose cls or avg"
+            raise UserError(f"--pooling {pooling} does not go with --structure {structure}, which {how}.")
+        if structure in OWN_POOLING and not self.mvc:
+            raise UserError(f"--structure {structure} keeps no tokens to regress on, so without MVC nothing would be trained: "
+                            "leave --no-mvc out.")
+        if structure in BLIND_CLS and pooling == "cls" and self.recipe == "default":
+            self._refuse_blind_cls()
+        if self.normalize == "total" and self.preprocess == "bin":
+            raise UserError("--normalize total does not go with --preprocess bin: bins are ranks inside a cell, "
+                            "whatever its total; leave one of them out.")
+        if self.recipe == "aaai2025" and (self.normalize != "none" or self.library_size_offset):
+            option = "--library-size-offset" if self.library_size_offset else f"--normalize {self.normalize}"
+            raise UserError(f"{option} is not part of --recipe aaai2025: leave one of them out.")
+
+    def _refuse_blind_cls(self) -> None:
+        raise UserError(f"--pooling cls does not go with --structure {self.structure}: {BLIND_CLS[self.structure]}, "
+                        "so all cells would share one embedding; use --pooling avg.")
+
+    def check_trainable(self) -> None:
+        """UserError for a model that can be loaded and used, but could not learn (the reference has such checkpoints)."""
+        if self.structure in BLIND_CLS and self.pooling == "cls":
+            self._refuse_blind_cls()
+
+    @property
+    def regression(self) -> bool:
+        """Whether there is a regression head; without one the MVC predictions stand for it."""
+        return self.structure not in OWN_POOLING
+
+    @property
+    def inputs(self) -> InputLaw:
+        """How cells become this model's batches."""
+        reference = self.recipe == "aaai2025"
+        order = "ascending"
+        if reference and self.structure in ("cnn", "linear_mixer", "mamba"):
+            order = "drawn"
+        elif self.structure == "cnn":
+            order = "random"
+        preprocess = "bin_aaai2025" if reference and self.preprocess == "bin" else self.preprocess
+        return InputLaw(self.max_genes, preprocess, self.normalize, order, reference)
+
+
+RECIPES = {  # what an option is when it is not given
+    "default": {"optimizer": "adamw", "clip": 1.0, "precision": "bf16", "epochs": 1.0},
+    "aaai2025": {"optimizer": "adam", "clip": 0.0, "precision": "fp32", "epochs": 10.0, "warmup_steps": 10_000},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,26 +211,39 @@ class PretrainConfig(Common):
     """The store made by `scbench prepare`."""
     output: Output
     """The run directory to make."""
-    structure: Literal["transformer"] = "transformer"
-    """The encoder."""
+    structure: Structure = "transformer"
+    """The encoder; the reference's names (transformer_ours, cnn_base, …) mean the same."""
+    recipe: Recipe = "default"
+    """aaai2025: the reference's choices (layers, padding, order, initialisation, optimizer, schedule, fp32)."""
     width: int = 256
     """Width of the model."""
     layers: int = 6
     """Encoder layers."""
     heads: int = 8
-    """Attention heads."""
+    """Attention heads (transformer only)."""
     dropout: float = 0.15
     """Dropout probability."""
     mvc: bool = True
     """Train the MVC head too."""
-    pooling: Literal["cls", "avg"] = "cls"
-    """Cell embedding: the <cls> token or the mean over genes."""
+    pooling: Literal["cls", "avg", "own"] | None = None
+    """Cell embedding: the <cls> token or the mean over genes. By default cls; avg for linear and mamba; cnn, cnn_sorted and
+    linear_mixer have their own."""
+    preprocess: Literal["log1p", "bin"] = "log1p"
+    """Values are log1p of counts, or a cell's own quantile bins 1 … 50."""
+    normalize: Literal["none", "total"] = "none"
+    """total: log1p of counts per 10,000 instead of counts."""
+    library_size_offset: bool = False
+    """Tell the heads a cell's total count, so that its embedding need not."""
     max_genes: int = 512
     """Genes a cell; longer cells are sampled anew each time they are drawn."""
+    validation_max_genes: int | None = None
+    """Genes a validation cell; by default as in training."""
     mask_ratio: float = 0.4
     """Probability that a gene's value is masked."""
     weighted_sampling: bool = True
     """Draw half of the long cells with probability proportional to log1p(count) (else all uniformly)."""
+    data_share: float = 1.0
+    """Share of the training split to train on (its first cells: the store is shuffled)."""
     batch_cells: int = 128
     """Cells a step, over all ranks."""
     micro_batch_cells: int | None = None
@@ -151,17 +251,17 @@ class PretrainConfig(Common):
     steps: int | None = None
     """Optimizer steps; excludes --epochs."""
     epochs: float | None = None
-    """Passes over the training split; excludes --steps. One pass by default."""
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    """Optimizer."""
+    """Passes over the training split; excludes --steps. By default 1; aaai2025: 10."""
+    optimizer: Literal["adamw", "adam", "sgd"] | None = None
+    """Optimizer; by default adamw; aaai2025: adam."""
     lr: float = 2e-4
     """Peak learning rate."""
     warmup_steps: int | None = None
-    """Linear warm-up; by default min(10,000, a tenth of the steps)."""
-    clip: float = 1.0
-    """Clip the gradient's norm to this; 0 switches clipping off."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16 weights with fp32 master weights and accumulation, or fp32 throughout."""
+    """Linear warm-up; by default min(10,000, a tenth of the steps); aaai2025: 10,000."""
+    clip: float | None = None
+    """Clip the gradient's norm to this; 0 switches clipping off. By default 1; aaai2025: 0."""
+    precision: Literal["bf16", "fp32"] | None = None
+    """bf16 weights with fp32 master weights and accumulation, or fp32 throughout. By default bf16; aaai2025: fp32."""
     deepspeed: str = "zero1"
     """zero0 … zero3 (the files that scbench ships), or a DeepSpeed JSON file."""
     checkpoint_every: int = 1000
@@ -178,33 +278,41 @@ class PretrainConfig(Common):
     """Extents that are read side by side and mixed; by default min(64, extents, batch)."""
 
     def __post_init__(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise UserError("--steps and --epochs exclude each other: give one of them.")
+        object.__setattr__(self, "structure", ALIASES.get(self.structure, self.structure))
+        for name, value in RECIPES[self.recipe].items():
+            if getattr(self, name) is None and not (name == "epochs" and self.steps is not None):
+                object.__setattr__(self, name, value)  # frozen: written once, here
         positive = {"--batch-cells": self.batch_cells, "--checkpoint-every": self.checkpoint_every,
                     "--keep-last": self.keep_last, "--validate-every": self.validate_every,
                     "--validation-cells": self.validation_cells}
-        optional = {"--micro-batch-cells": self.micro_batch_cells, "--steps": self.steps, "--lanes": self.lanes}
+        optional = {"--micro-batch-cells": self.micro_batch_cells, "--steps": self.steps, "--lanes": self.lanes,
+                    "--validation-max-genes": self.validation_max_genes}
         for name, value in {**positive, **{k: v for k, v in optional.items() if v is not None}}.items():
             if value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1.")
-        if self.steps is not None and self.epochs is not None:
-            raise UserError("--steps and --epochs exclude each other: give one of them.")
         if self.epochs is not None and self.epochs <= 0:
             raise UserError(f"--epochs is {self.epochs}: it must be positive.")
         if not 0 < self.mask_ratio < 1:
             raise UserError(f"--mask-ratio is {self.mask_ratio}: it must be between 0 and 1.")
+        if not 0 < self.data_share <= 1:
+            raise UserError(f"--data-share is {self.data_share}: it must be over 0 and at most 1.")
         if self.lr <= 0:
             raise UserError(f"--lr is {self.lr}: it must be positive.")
         if self.clip < 0:
             raise UserError(f"--clip is {self.clip}: it must not be negative (0 switches clipping off).")
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise UserError(f"--warmup-steps is {self.warmup_steps}: it must not be negative.")
-        self.model(vocabulary_size=1)  # the model's own checks, before any data is read
+        self.model(vocabulary_size=1).check_trainable()  # the model's own checks, before any data is read
+        if self.structure == "linear_mixer" and (self.validation_max_genes or 0) > self.max_genes:
+            raise UserError(f"--validation-max-genes {self.validation_max_genes} is over --max-genes {self.max_genes}: "
+                            "linear_mixer has weights for the trained length only.")
 
     def model(self, vocabulary_size: int) -> ModelConfig:
         """The shape of the model that this run trains."""
-        return ModelConfig(
-            vocabulary_size=vocabulary_size, structure=self.structure, width=self.width, layers=self.layers,
-            heads=self.heads, dropout=self.dropout, mvc=self.mvc, pooling=self.pooling, max_genes=self.max_genes,
-        )
+        shared = {field.name: getattr(self, field.name) for field in fields(ModelConfig) if field.name != "vocabulary_size"}
+        return ModelConfig(vocabulary_size=vocabulary_size, **shared)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """CellBatch: the packed tokens of a few cells, everything a training step needs, made on the host.
 
-Cells lie one after the other without padding. Each cell starts with `<cls>` (value 0, never masked). Nothing here or
-behind it needs `torch.unique`, a boolean mask or any other synchronisation on a device.
+Cells lie one after the other without padding (only the recipe aaai2025 pads). Each cell starts with `<cls>` (value 0, never
+masked). Nothing here or behind it needs `torch.unique`, a boolean mask or any other synchronisation on a device.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,21 @@ import numpy as np
 import torch
 
 MASKED_VALUE = -1.0  # what the value MLP sees at a masked gene; log1p counts are never negative
-CLS = -1  # every model reads a negative gene id as its own <cls>
+CLS, PAD = -1, -2  # every model reads these ids as its own <cls> and <pad>
 
 
 class CellBatch(NamedTuple):
-    """B cells, T tokens in all (`<cls>` included), M masked genes, U distinct masked genes."""
+    """B cells, T tokens in all (`<cls>` and pads included), M masked genes, U distinct masked genes."""
 
     genes: torch.Tensor  # int32 [T], token ids
-    values: torch.Tensor  # float32 [T], log1p counts; 0 at <cls>, MASKED_VALUE where masked
+    values: torch.Tensor  # float32 [T], log1p counts (or what the model's inputs are); 0 at <cls>, MASKED_VALUE where masked
     masked: torch.Tensor  # int32 [M], positions in T, ascending
     targets: torch.Tensor  # float32 [M], the true values there
+    target_counts: torch.Tensor  # int64 [M], the raw counts there
     cell_offsets: torch.Tensor  # int32 [B+1], where each cell's tokens start
-    max_tokens: int  # the longest cell's tokens
+    lengths: torch.Tensor  # int32 [B], each cell's tokens without its pads, which come last
+    max_tokens: int  # the longest cell's tokens, pads included
+    library_sizes: torch.Tensor  # float32 [B], the sum of all counts of the cell, those of genes that were not drawn included
     samples: torch.Tensor  # int64 [B], sample numbers (outside training: content hashes); the key of dropout
     cells: torch.Tensor  # int64 [B], the cell's number in its split
     query_genes: torch.Tensor  # int32 [U], the distinct masked genes, ascending
@@ -47,7 +50,11 @@ class CellBatch(NamedTuple):
         offsets: np.ndarray,
         masked: np.ndarray | None = None,
         *,
+        counts: np.ndarray | None = None,
+        library_sizes: np.ndarray | None = None,
         cls_token: int = CLS,
+        pad_token: int = PAD,
+        pad_to: int | None = None,
         samples: np.ndarray | None = None,
         cells: np.ndarray | None = None,
     ) -> "CellBatch":
@@ -61,21 +68,34 @@ class CellBatch(NamedTuple):
             int [B+1]: where each cell starts in them. A cell may be empty.
         masked
             bool [N]; nothing is masked by default.
-        cls_token
-            The vocabulary's `<cls>`; by default CLS, which a model replaces by its own.
+        counts, library_sizes
+            int [N] and float [B]: raw counts and each cell's total; by default those that log1p values mean.
+        cls_token, pad_token
+            The vocabulary's `<cls>` and `<pad>`; by default CLS and PAD, which a model replaces by its own.
+        pad_to
+            Pad every cell to so many genes (value 0); no cell may have more.
         samples, cells
             int64 [B]; 0 … B−1 by default.
         """
         n_cells = len(offsets) - 1
         offsets = np.asarray(offsets, dtype=np.int64)
-        lengths = np.diff(offsets)
-        cell_offsets = offsets + np.arange(n_cells + 1)
-        gene_positions = np.arange(len(genes)) + np.repeat(np.arange(1, n_cells + 1), lengths)
-        packed_genes = np.full(len(genes) + n_cells, cls_token, dtype=np.int32)
+        n_genes = np.diff(offsets)
+        if pad_to is not None and n_genes.max(initial=0) > pad_to:
+            raise ValueError(f"a cell has {n_genes.max()} genes, more than pad_to ({pad_to})")
+        if counts is None:
+            counts = np.rint(np.expm1(np.asarray(values, dtype=np.float64))).astype(np.int64)
+        if library_sizes is None:
+            library_sizes = np.bincount(np.repeat(np.arange(n_cells), n_genes), weights=counts, minlength=n_cells)
+        tokens = n_genes + 1 if pad_to is None else np.full(n_cells, pad_to + 1)
+        cell_offsets = np.concatenate([[0], np.cumsum(tokens)])
+        gene_positions = np.arange(len(genes)) + np.repeat(cell_offsets[:-1] + 1 - offsets[:-1], n_genes)
+        packed_genes = np.full(cell_offsets[-1], pad_token, dtype=np.int32)
+        packed_genes[cell_offsets[:-1]] = cls_token
         packed_genes[gene_positions] = genes
         packed_values = np.zeros(len(packed_genes), dtype=np.float32)
         packed_values[gene_positions] = values
-        positions = gene_positions[masked] if masked is not None else np.zeros(0, dtype=np.int64)
+        hidden = np.zeros(len(genes), dtype=bool) if masked is None else masked
+        positions = gene_positions[hidden]
         targets = packed_values[positions]
         packed_values[positions] = MASKED_VALUE
         query_genes, query_index = np.unique(packed_genes[positions], return_inverse=True)
@@ -86,8 +106,11 @@ class CellBatch(NamedTuple):
             values=torch.from_numpy(packed_values),
             masked=torch.from_numpy(positions.astype(int32)),
             targets=torch.from_numpy(targets),
+            target_counts=torch.from_numpy(np.asarray(counts)[hidden].astype(np.int64)),
             cell_offsets=torch.from_numpy(cell_offsets.astype(int32)),
-            max_tokens=int(lengths.max(initial=0)) + 1,
+            lengths=torch.from_numpy((n_genes + 1).astype(int32)),
+            max_tokens=int(tokens.max(initial=1)),
+            library_sizes=torch.from_numpy(np.asarray(library_sizes).astype(np.float32)),
             samples=torch.from_numpy(np.array(default if samples is None else samples).astype(np.int64)),
             cells=torch.from_numpy(np.array(default if cells is None else cells).astype(np.int64)),
             query_genes=torch.from_numpy(query_genes.astype(int32)),

@@ -2,31 +2,44 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
 from scbench.kernels.gene_value_embedding import gene_value_embedding
 
+REFERENCE_TABLE_WIDTH = 256  # the reference's table has it whatever the model's width; a linear layer follows
+
 
 class GeneValueEmbedding(nn.Module):
-    """x = E[gene] + W₂ relu(W₁ value + b₁) + b₂."""
+    """x = E[gene] + W₂ relu(W₁ value + b₁) + b₂; in the recipe aaai2025 E is a 256-wide table times a linear layer if the
+    model's width is another."""
 
-    def __init__(self, vocabulary_size: int, width: int, cls_token: int):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.cls_token = cls_token
-        self.table = nn.Parameter(torch.empty(vocabulary_size, width))
+        width = config.width
+        projected = config.recipe == "aaai2025" and width != REFERENCE_TABLE_WIDTH
+        self.table = nn.Parameter(torch.empty(config.vocabulary_size, REFERENCE_TABLE_WIDTH if projected else width))
+        self.projection = nn.Linear(REFERENCE_TABLE_WIDTH, width) if projected else None
         self.value_weight1 = nn.Parameter(torch.empty(width, 1))
         self.value_bias1 = nn.Parameter(torch.empty(width))
         self.value_weight2 = nn.Parameter(torch.empty(width, width))
         self.value_bias2 = nn.Parameter(torch.empty(width))
 
     def forward(self, batch: CellBatch) -> tuple[Tensor, Tensor]:
-        """(token states [T, D], table rows of the batch's query genes [U, D], detached: MVC must not train the table).
+        """(token states [T, D], gene embeddings of the batch's query genes [U, D], detached: MVC must not train the table).
 
-        Both come from one call, so that ZeRO-3 gathers the table once.
+        `batch.genes` holds vocabulary ids. Both come from one call, so that ZeRO-3 gathers the table once.
         """
-        genes = torch.where(batch.genes < 0, self.cls_token, batch.genes)
+        table = self.gene_table()
         states = gene_value_embedding(
-            genes, batch.values, batch.gene_order, self.table,
+            batch.genes, batch.values, batch.gene_order, table,
             self.value_weight1, self.value_bias1, self.value_weight2, self.value_bias2,
         )
-        return states, self.table.detach().index_select(0, batch.query_genes)
+        return states, table.detach().index_select(0, batch.query_genes)
+
+    def gene_table(self) -> Tensor:
+        """[V, D]: what a gene's tokens start from."""
+        if self.projection is None:
+            return self.table
+        return F.linear(self.table, self.projection.weight, self.projection.bias)

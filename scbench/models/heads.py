@@ -1,5 +1,6 @@
-"""The two heads: regression at masked tokens, and MVC from the cell embedding."""
+"""The two heads: regression at masked tokens, and MVC from the cell embedding; and what tells them a cell's depth."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,3 +42,21 @@ class MvcHead(nn.Module):
         hidden = F.leaky_relu(self.linear1(query_embeddings), NEGATIVE_SLOPE)
         hidden = F.leaky_relu(self.linear2(hidden), NEGATIVE_SLOPE)
         return mvc(self.linear3(hidden), query_index, cell_embedding, cell_index, targets)
+
+
+class LibrarySizeOffset(nn.Module):
+    """A vector added to what the heads see of a cell: linear in the logarithm of its total count.
+
+    With MVC's dot product every gene gets an intercept and a slope in depth of its own, so the cell embedding need not hold
+    depth to predict well.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear = nn.Linear(1, width)
+
+    def forward(self, library_sizes: Tensor) -> Tensor:
+        """float32 [B] → [B, D]."""
+        # about −1 … 1 for 10² … 10⁵ counts
+        depth = (torch.log1p(library_sizes) - 8) / 4
+        return self.linear(depth.to(self.linear.weight.dtype)[:, None])

@@ -1,6 +1,5 @@
 """ExpressionModel: embedding → encoder → heads, over packed cells."""
 
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,17 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from scbench.config import ModelConfig
-from scbench.data.batch import CellBatch
+from scbench.data.batch import CLS, PAD, CellBatch
 from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
-from scbench.kernels import random
 from scbench.models import pretrained
 from scbench.models.dropout_keys import dropout_keys, no_dropout
 from scbench.models.embedding import GeneValueEmbedding
-from scbench.models.encoders.transformer import TransformerEncoder
-from scbench.models.heads import MvcHead, RegressionHead
-
-ENCODERS = {"transformer": TransformerEncoder}
+from scbench.models.encoders import make_encoder
+from scbench.models.heads import LibrarySizeOffset, MvcHead, RegressionHead
+from scbench.models.initialization import initialize
 
 
 class ExpressionOutput(NamedTuple):
@@ -30,7 +27,7 @@ class ExpressionOutput(NamedTuple):
     loss: Tensor  # regression_loss + mvc_loss
     regression_loss: Tensor
     mvc_loss: Tensor
-    regression: Tensor  # [M], predicted values of masked genes from their own tokens
+    regression: Tensor  # [M], predicted values of masked genes from their own tokens; without any, `mvc` again
     mvc: Tensor  # [M], and from the cell embedding
     cell_embedding: Tensor  # [B, D], float32
 
@@ -58,47 +55,56 @@ class ExpressionModel(nn.Module):
         self.config, self.vocabulary, self.seed = config, vocabulary, seed
         self.provenance: dict = {}
         self.training_cells: np.ndarray | None = None
-        self.embedding = GeneValueEmbedding(config.vocabulary_size, config.width, vocabulary.cls)
-        self.encoder = ENCODERS[config.structure](config)
-        self.regression_head = RegressionHead(config.width)
+        self.embedding = GeneValueEmbedding(config)
+        self.encoder = make_encoder(config)
+        self.regression_head = RegressionHead(config.width) if config.regression else None
         self.mvc_head = MvcHead(config.width) if config.mvc else None
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draw every weight anew: a tensor's values depend on the seed and its name alone."""
-        for name, parameter in self.named_parameters():
-            generator = random.generator(random.key(self.seed, random.Stream.INITIALIZATION, zlib.crc32(name.encode())))
-            if name == "embedding.table":
-                parameter.normal_(0, self.config.width**-0.5, generator=generator)  # rows of length about 1
-            elif "norm" in name:
-                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-            elif parameter.ndim == 2:
-                nn.init.xavier_uniform_(parameter, generator=generator)
-            else:
-                parameter.zero_()
+        self.offset = LibrarySizeOffset(config.width) if config.library_size_offset else None
+        initialize(self)
 
     def encode(self, batch: CellBatch) -> Tensor:
         """Cell embeddings, float32 [B, D], without the heads."""
+        batch = self._resolved(batch)
         states, _ = self.embedding(batch)
         cell_index, positions = self._places(batch)
-        return self._pool(self.encoder(states, batch, self._keys(batch, cell_index, positions)), batch)
+        return self._encode(states, batch, cell_index, positions)[1]
 
     def forward(self, batch: CellBatch) -> ExpressionOutput:
         """Losses and predictions of a batch with masked genes."""
+        batch = self._resolved(batch)
         states, query_embeddings = self.embedding(batch)
         cell_index, positions = self._places(batch)
-        states = self.encoder(states, batch, self._keys(batch, cell_index, positions))
-        cell_embedding = self._pool(states, batch)
-        regression_sum, regression = self.regression_head(states.index_select(0, batch.masked), batch.targets)
-        if self.mvc_head is None:
-            mvc_sum, mvc = torch.zeros_like(regression_sum), torch.zeros_like(regression)
-        else:
-            masked_cells = cell_index.index_select(0, batch.masked)
-            mvc_sum, mvc = self.mvc_head(query_embeddings, batch.query_index, cell_embedding, masked_cells, batch.targets)
+        states, cell_embedding = self._encode(states, batch, cell_index, positions)
+        masked_cells = cell_index.index_select(0, batch.masked)
+        offset = None if self.offset is None else self.offset(batch.library_sizes)
         denominator = batch.denominator.clamp(min=1)  # nothing masked: a zero loss with a graph
-        regression_loss, mvc_loss = regression_sum / denominator, mvc_sum / denominator
+        nothing = cell_embedding.sum() * 0
+        regression_loss, mvc_loss = nothing, nothing
+        regression = mvc = torch.zeros_like(batch.targets)
+        if self.mvc_head is not None:
+            shifted = cell_embedding if offset is None else cell_embedding + offset
+            mvc_sum, mvc = self.mvc_head(query_embeddings, batch.query_index, shifted, masked_cells, batch.targets)
+            mvc_loss = mvc_sum / denominator
+        if self.regression_head is None:
+            regression = mvc.detach()
+        else:
+            masked_states = states.index_select(0, batch.masked)
+            if offset is not None:
+                masked_states = masked_states + offset.to(states.dtype).index_select(0, masked_cells)
+            regression_sum, regression = self.regression_head(masked_states, batch.targets)
+            regression_loss = regression_sum / denominator
         return ExpressionOutput(regression_loss + mvc_loss, regression_loss, mvc_loss, regression, mvc, cell_embedding)
+
+    def _resolved(self, batch: CellBatch) -> CellBatch:
+        """The batch with this vocabulary's ids in place of CLS and PAD."""
+        genes = batch.genes
+        genes = torch.where(genes == CLS, self.vocabulary.cls, torch.where(genes == PAD, self.vocabulary.pad, genes))
+        return batch._replace(genes=genes)
+
+    def _encode(self, states: Tensor, batch: CellBatch, cell_index: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(token states [T, D], or nothing of use where the structure pools by itself; cell embeddings, float32 [B, D])."""
+        encoded = self.encoder(states, batch, self._keys(batch, cell_index, positions))
+        return encoded, encoded if self.encoder.pools else self._pool(encoded, batch)
 
     def _places(self, batch: CellBatch) -> tuple[Tensor, Tensor]:
         """int64 [T] each: the cell of each token, and its place in the cell. No synchronisation: T is known."""
@@ -114,19 +120,23 @@ class ExpressionModel(nn.Module):
         return dropout_keys(self.seed, batch.samples, cell_index, positions)
 
     def _pool(self, states: Tensor, batch: CellBatch) -> Tensor:
-        """Cell embeddings, float32 [B, D]: the state of <cls>, or the mean over genes (<cls> left out)."""
+        """Cell embeddings, float32 [B, D]: the state of <cls>, or the mean over genes, <cls> and pads left out (aaai2025:
+        the mean over all tokens, as the reference has it)."""
         dtype = torch.promote_types(states.dtype, torch.float32)
         starts = batch.cell_offsets[:-1]
         cls_states = states.index_select(0, starts).to(dtype)
         if self.config.pooling == "cls":
             return cls_states
         lengths = batch.cell_offsets.diff()
-        sums = torch.segment_reduce(states.to(dtype), "sum", lengths=lengths.long()) - cls_states
-        return sums / (lengths - 1).clamp(min=1)[:, None]
+        sums = torch.segment_reduce(states.to(dtype), "sum", lengths=lengths.long())
+        if self.config.recipe == "aaai2025":
+            return sums / lengths[:, None]
+        return (sums - cls_states) / (lengths - 1).clamp(min=1)[:, None]
 
     def gene_embeddings(self) -> pd.DataFrame:
         """The gene table, one row a token, indexed by token."""
-        return pd.DataFrame(self.embedding.table.detach().float().cpu().numpy(), index=self.vocabulary.names)
+        with torch.no_grad():
+            return pd.DataFrame(self.embedding.gene_table().float().cpu().numpy(), index=self.vocabulary.names)
 
     def embed(self, source, **options) -> np.ndarray:
         """Embeddings of an AnnData's (or h5ad file's) cells, float32 [cells, D]; options as in `scbench.embed`."""

@@ -7,6 +7,7 @@ from scbench.data.batch import CellBatch
 from scbench.kernels.add_norm import add_norm, relu_dropout
 from scbench.kernels.attention import attention
 from scbench.models.dropout_keys import DropoutKeys
+from scbench.models.encoders.encoder import Encoder
 
 ATTENTION_OUTPUT, FEED_FORWARD_INNER, FEED_FORWARD_OUTPUT = range(3)  # the dropout sites of a layer
 
@@ -39,11 +40,11 @@ class TransformerLayer(nn.Module):
         )
 
 
-class TransformerEncoder(nn.Module):
+class TransformerEncoder(Encoder):
     """`config.layers` layers, no final norm (as in the reference)."""
 
     def __init__(self, config: ModelConfig):
-        super().__init__()
+        super().__init__(config)
         self.layers = nn.ModuleList(TransformerLayer(config, number) for number in range(config.layers))
 
     def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:

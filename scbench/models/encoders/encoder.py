@@ -1,0 +1,32 @@
+"""What every structure is: packed token states in, token states or cell embeddings out."""
+
+import torch
+from torch import Tensor, nn
+
+from scbench.config import ModelConfig
+from scbench.data.batch import CellBatch
+from scbench.models.dropout_keys import DropoutKeys
+
+
+class Encoder(nn.Module):
+    """Base of the encoders.
+
+    Attributes
+    ----------
+    pools
+        False: `forward` returns token states [T, D]. True: one embedding a cell, float32 [B, D] (float64 for float64).
+    """
+
+    pools = False
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:
+        """states [T, D]; `batch.genes` holds vocabulary ids; `keys(layer, site)` gives a site's dropout keys or None."""
+        raise NotImplementedError
+
+    def initialize(self, name: str, parameter: Tensor, generator: torch.Generator) -> bool:
+        """Fill a parameter (its name inside the encoder) in the structure's own way; False: the model's rule holds."""
+        return False
