@@ -21,6 +21,7 @@ VERBS = {  # config of the verb → the function that runs it
     config.EmbedConfig: "scbench.evaluation.embed:run_embed",
     config.ClassificationConfig: "scbench.evaluation.classification:run_classification",
     config.DemoConfig: "scbench.evaluation.demo:run_demo",
+    config.ImportReferenceConfig: "scbench.models.import_reference:run_import_reference",
 }
 
 
@@ -36,6 +37,7 @@ def parse(arguments: list[str]) -> config.Common:
     app.command(config.PretrainConfig, name="pretrain")
     app.command(config.EmbedConfig, name="embed")
     app.command(benchmark, name="benchmark")
+    app.command(config.ImportReferenceConfig, name="import-reference")
     description = "Pretrain and benchmark foundation models of single-cell transcriptomes."
     return app.cli(prog="scbench", description=description, args=arguments)
 

@@ -387,3 +387,28 @@ class DemoConfig(Common):
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"--steps is {self.steps}: it must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReferenceConfig(Common):
+    """Turn a checkpoint of the reference implementation into a model directory with the same embeddings."""
+
+    checkpoint: Positional[Path]
+    """The reference's best_model.pt: a state dict. Nothing in it is executed."""
+    structure: Structure
+    """What --model_structure was, or scbench's name of it."""
+    vocabulary: Path
+    """The vocabulary.json {token: id} that it was trained with."""
+    output: Output
+    """The model directory to make."""
+    pooling: Literal["cls", "avg"] | None = None
+    """What --cell_emb_style was; by default the structure's own."""
+    preprocess: Literal["log1p", "bin"] = "log1p"
+    """What --preprocess_mode was."""
+    max_genes: int | None = None
+    """Genes a cell that it was trained on, <cls> not counted. By default 512; linear_mixer's weights tell."""
+    heads: int = 8
+    """Attention heads (transformer only): the weights do not tell."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "structure", ALIASES.get(self.structure, self.structure))  # frozen: written once, here
