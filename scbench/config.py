@@ -31,7 +31,7 @@ class PrepareConfig(Common):
     """Turn h5ad files into a shard store: raw counts, mapped onto one vocabulary, deduplicated, split and shuffled."""
 
     inputs: Positional[tuple[Path, ...]]
-    """h5ad files with raw counts."""
+    """h5ad files with raw counts, or the reference's parquet files or directories of them."""
     output: Output
     """The store to make (a directory that does not exist yet)."""
     vocabulary: Path | None = None
@@ -105,8 +105,8 @@ class InputLaw(NamedTuple):
     """none, or total: counts per 10,000 before the logarithm."""
     order: str = "ascending"
     """Order of a cell's tokens: ascending (by id), random, or drawn (as the reference's sampling leaves them)."""
-    padded: bool = False
-    """Whether every cell is padded to max_genes, as in the reference."""
+    pad_to: int | None = None
+    """Genes that every cell is padded to, as in the reference; None: no padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ class ModelConfig:
         elif self.structure == "cnn":
             order = "random"
         preprocess = "bin_aaai2025" if reference and self.preprocess == "bin" else self.preprocess
-        return InputLaw(self.max_genes, preprocess, self.normalize, order, reference)
+        return InputLaw(self.max_genes, preprocess, self.normalize, order, self.max_genes if reference else None)
 
 
 RECIPES = {  # what an option is when it is not given
@@ -331,14 +331,14 @@ class EmbedConfig(Common):
     """Where the raw counts are: X, raw, or the name of a layer."""
     genes_column: str | None = None
     """Column of var that names the genes."""
-    draws: int = 4
-    """Gene subsets averaged for a cell with more genes than the model was trained on."""
+    draws: int | None = None
+    """Gene subsets averaged for a cell with more genes than the model was trained on; by default 4; recipe aaai2025: 1."""
     batch_cells: int = 64
     """Cells at once."""
 
     def __post_init__(self) -> None:
         for name, value in [("--draws", self.draws), ("--batch-cells", self.batch_cells)]:
-            if value < 1:
+            if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1.")
 
 
