@@ -6,16 +6,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scbench.kernels import random
+from scbench.kernels.add_norm import dropout_oracle
+
 
 def _heads_first(start: int, stop: int, *tensors: Tensor) -> Iterator[Tensor]:
     """One cell's [n, H, d] rows as [H, n, d] views."""
     return (x[start:stop].transpose(0, 1) for x in tensors)
 
 
-def _probabilities(query: Tensor, key: Tensor) -> Tensor:
-    """softmax(query · keyᵀ / √d) of one cell: [H, n, d] twice → [H, n, n]; the softmax itself is computed in fp32."""
-    scores = torch.baddbmm(query.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=query.shape[-1] ** -0.5)
+def _probabilities(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """softmax(scale · query · keyᵀ) of one cell: [H, n, d] and [H, m, d] → [H, n, m]; the softmax is computed in fp32."""
+    scores = torch.baddbmm(query.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=scale)
     return torch.softmax(scores, -1)
+
+
+def _dropped(token_keys: Tensor | None, heads: int, keys: int, probability: float) -> Tensor | None:
+    """What of one cell's probabilities is dropped: bool [H, n, m]; token_keys [n], None for nothing."""
+    if token_keys is None or probability == 0:
+        return None
+    keep = random.keep_torch(token_keys, keys * heads, probability)
+    return keep.reshape(-1, keys, heads).permute(2, 0, 1).logical_not()
+
+
+def _drop(x: Tensor, dropped: Tensor | None, probability: float) -> Tensor:
+    """Dropout is linear and symmetric: forward it takes the probabilities, backward their gradient."""
+    if dropped is None:
+        return x
+    return (x * (65536 / (65536 - round(probability * 65536)))).masked_fill_(dropped, 0)
 
 
 class _CellAttention(torch.autograd.Function):
@@ -24,61 +42,114 @@ class _CellAttention(torch.autograd.Function):
     which keeps memory at one cell's [H, n, n]."""
 
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, cell_offsets: Tensor) -> Tensor:
-        ctx.save_for_backward(query, key, value)
-        ctx.offsets = cell_offsets.tolist()
-        output = torch.empty_like(query, memory_format=torch.contiguous_format)
-        for start, stop in zip(ctx.offsets, ctx.offsets[1:], strict=False):
-            q, k, v, out = _heads_first(start, stop, query, key, value, output)
-            out.copy_(torch.bmm(_probabilities(q, k), v))
+    def forward(
+        ctx, query: Tensor, key: Tensor, value: Tensor, cell_offsets: Tensor, scale: float | None = None,
+        key_lengths: Tensor | None = None, token_keys: Tensor | None = None, probability: float = 0.0,
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value, token_keys)
+        ctx.scale, ctx.probability = query.shape[2] ** -0.5 if scale is None else scale, probability
+        starts = cell_offsets[:-1]
+        key_stops = cell_offsets[1:] if key_lengths is None else starts + key_lengths
+        ctx.cells = list(zip(starts.tolist(), cell_offsets[1:].tolist(), key_stops.tolist(), strict=True))
+        output = value.new_empty(value.shape)
+        for start, stop, key_stop in ctx.cells:
+            q, out = _heads_first(start, stop, query, output)
+            k, v = _heads_first(start, key_stop, key, value)
+            keys = None if token_keys is None else token_keys[start:stop]
+            dropped = _dropped(keys, len(q), k.shape[1], probability)
+            out.copy_(torch.bmm(_drop(_probabilities(q, k, ctx.scale), dropped, probability), v))
         return output
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        inputs = ctx.saved_tensors
-        scale = grad.shape[-1] ** -0.5
-        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
-        for start, stop in zip(ctx.offsets, ctx.offsets[1:], strict=False):
-            q, k, v, g, grad_q, grad_k, grad_v = _heads_first(start, stop, *inputs, grad, *grads)
-            p = _probabilities(q, k)
-            grad_v.copy_(torch.bmm(p.transpose(1, 2), g))
-            grad_p = torch.bmm(g, v.transpose(1, 2))
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, token_keys = ctx.saved_tensors
+        grads = [x.new_zeros(x.shape) for x in (query, key, value)]
+        for start, stop, key_stop in ctx.cells:
+            q, g, grad_q = _heads_first(start, stop, query, grad, grads[0])
+            k, v, grad_k, grad_v = _heads_first(start, key_stop, key, value, *grads[1:])
+            p = _probabilities(q, k, ctx.scale)
+            keys = None if token_keys is None else token_keys[start:stop]
+            dropped = _dropped(keys, len(q), k.shape[1], ctx.probability)
+            grad_v.copy_(torch.bmm(_drop(p, dropped, ctx.probability).transpose(1, 2), g))
+            grad_p = _drop(torch.bmm(g, v.transpose(1, 2)), dropped, ctx.probability)
             grad_scores = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
-            grad_q.copy_(torch.bmm(grad_scores, k)).mul_(scale)
-            grad_k.copy_(torch.bmm(grad_scores.transpose(1, 2), q)).mul_(scale)
-        return *grads, None
+            grad_q.copy_(torch.bmm(grad_scores, k)).mul_(ctx.scale)
+            grad_k.copy_(torch.bmm(grad_scores.transpose(1, 2), q)).mul_(ctx.scale)
+        return *grads, None, None, None, None, None
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, cell_offsets: Tensor) -> Tensor:
-    """softmax(query · keyᵀ / √d) · value within each cell; cells never see each other.
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cell_offsets: Tensor,
+    *,
+    scale: float | None = None,
+    key_lengths: Tensor | None = None,
+    token_keys: Tensor | None = None,
+    probability: float = 0.0,
+) -> Tensor:
+    """dropout(softmax(scale · query · keyᵀ)) · value within each cell; cells never see each other.
 
     Parameters
     ----------
-    query, key, value
+    query, key
         [T, H, d]: H heads of width d. In bf16 the scores are rounded to bf16, as every layer's output is.
+    value
+        [T, H, e]; its width may differ from that of query and key.
     cell_offsets
         int32 [B+1], where each cell's tokens start; the last is T.
+    scale
+        1 / √d by default.
+    key_lengths
+        int32 [B], at least 1: the tokens of each cell that are attended to, the first ones (the rest are pads, which still
+        attend). By default all.
+    token_keys
+        int64 [T], dropout keys of the query tokens, or None for no dropout (evaluation). Head h of token t keeps its
+        cell's j-th key where column j · H + h of `random.keep_torch(token_keys, …)` says so: tokens that follow the
+        j-th decide nothing about it.
+    probability
+        Of dropout.
 
     Returns
     -------
-    [T, H, d].
+    [T, H, e].
     """
-    if not query.shape == key.shape == value.shape or query.ndim != 3:
-        raise ValueError(f"query, key and value must be one [T, H, d], not {list(query.shape)}, {list(key.shape)} "
-                         f"and {list(value.shape)}")
+    if query.shape != key.shape or query.shape[:2] != value.shape[:2] or query.ndim != 3 or value.ndim != 3:
+        raise ValueError("query, key and value must be [T, H, d], [T, H, d] and [T, H, e], not "
+                         f"{list(query.shape)}, {list(key.shape)} and {list(value.shape)}")
     if int(cell_offsets[-1]) != query.shape[0]:
         raise ValueError(f"cell_offsets end at {int(cell_offsets[-1])}, the batch has {query.shape[0]} tokens")
-    if query.dtype == torch.bfloat16 and query.device.type == "cpu":
-        return _CellAttention.apply(query, key, value, cell_offsets)
-    lengths = cell_offsets.diff().tolist()
+    lengths = cell_offsets.diff()
+    if key_lengths is not None and ((key_lengths < 1) | (key_lengths > lengths)).any():
+        raise ValueError("key_lengths must be between 1 and the tokens of each cell")
+    if token_keys is not None and token_keys.shape != query.shape[:1]:
+        raise ValueError(f"token_keys must have one element a token: {list(token_keys.shape)} for {list(query.shape)}")
+    plain = query.shape == value.shape and scale is None and key_lengths is None and token_keys is None
+    if not plain or (query.dtype == torch.bfloat16 and query.device.type == "cpu"):
+        return _CellAttention.apply(query, key, value, cell_offsets, scale, key_lengths, token_keys, probability)
     # torch.split, not slices: the gradient of a split is one concatenation, that of n slices n whole buffers.
-    cells = zip(*(x.transpose(0, 1).split(lengths, 1) for x in (query, key, value)), strict=True)
+    cells = zip(*(x.transpose(0, 1).split(lengths.tolist(), 1) for x in (query, key, value)), strict=True)
     return torch.cat([F.scaled_dot_product_attention(q[None], k[None], v[None])[0] for q, k, v in cells], 1).transpose(0, 1)
 
 
-def attention_oracle(query: Tensor, key: Tensor, value: Tensor, cell_offsets: Tensor) -> Tensor:
+def attention_oracle(
+    query: Tensor, key: Tensor, value: Tensor, cell_offsets: Tensor, *, scale: float | None = None,
+    key_lengths: Tensor | None = None, token_keys: Tensor | None = None, probability: float = 0.0,
+) -> Tensor:
     """The same by the definition, with one block-diagonal mask over the whole batch."""
-    cell = torch.repeat_interleave(torch.arange(len(cell_offsets) - 1), cell_offsets.diff())
-    scores = torch.einsum("qhd,khd->hqk", query, key) / query.shape[-1] ** 0.5
-    scores = scores.masked_fill(cell[:, None] != cell[None, :], float("-inf"))
-    return torch.einsum("hqk,khd->qhd", scores.softmax(-1), value)
+    lengths = cell_offsets.diff()
+    cell = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    attended = cell[:, None] == cell[None, :]
+    if key_lengths is not None:
+        attended &= torch.arange(len(cell)) < (cell_offsets[:-1] + key_lengths)[cell]
+    scores = torch.einsum("qhd,khd->hqk", query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    probabilities = scores.masked_fill(~attended, float("-inf")).softmax(-1)
+    if token_keys is not None:
+        dropped = torch.zeros_like(probabilities)
+        for start, stop in zip(cell_offsets.tolist(), cell_offsets[1:].tolist(), strict=False):
+            rows = probabilities[:, start:stop, start:stop].permute(1, 2, 0)  # [n, n, H]: column j · H + h
+            rows = dropout_oracle(rows.flatten(1), token_keys[start:stop], probability).view(rows.shape)
+            dropped[:, start:stop, start:stop] = rows.permute(2, 0, 1)
+        probabilities = dropped
+    return torch.einsum("hqk,khd->qhd", probabilities, value)

@@ -4,24 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-class _TableRows(torch.autograd.Function):
-    """table[genes], whose gradient sums each gene's tokens segment by segment, in the order of the tokens."""
-
-    @staticmethod
-    def forward(ctx, table: Tensor, genes: Tensor, gene_order: Tensor) -> Tensor:
-        ctx.save_for_backward(genes, gene_order)
-        ctx.rows = table.shape[0]
-        return F.embedding(genes, table)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        genes, order = ctx.saved_tensors
-        # Tokens sorted by gene make every row one run: no two writers share a row, and the sum's order is fixed.
-        dtype = torch.promote_types(grad.dtype, torch.float32)
-        table_grad = grad.new_zeros(ctx.rows, grad.shape[1], dtype=dtype)
-        table_grad.index_add_(0, genes[order], grad[order].to(dtype))
-        return table_grad.to(grad.dtype), None, None
+from scbench.kernels.table_rows import table_rows
 
 
 def gene_value_embedding(
@@ -61,7 +44,7 @@ def gene_value_embedding(
     dtype = torch.promote_types(table.dtype, torch.float32)
     hidden = torch.relu(values.to(dtype)[:, None] * weight1.to(dtype)[:, 0] + bias1.to(dtype))
     states = F.linear(hidden, weight2.to(dtype), bias2.to(dtype))
-    return (states + _TableRows.apply(table, genes, gene_order)).to(table.dtype)
+    return (states + table_rows(table, genes, gene_order)).to(table.dtype)
 
 
 def gene_value_embedding_oracle(genes, values, table, weight1, bias1, weight2, bias2) -> Tensor:

@@ -1,0 +1,69 @@
+"""Convolutional encoder over a cell's tokens in the order of the batch (structures cnn and cnn_sorted)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scbench.config import ModelConfig
+from scbench.data.batch import CellBatch
+from scbench.kernels.add_norm import dropout
+from scbench.models.dropout_keys import DropoutKeys
+from scbench.models.encoders.batch_norm import BatchNorm
+from scbench.models.encoders.dense import absent, to_dense
+from scbench.models.encoders.encoder import Encoder
+
+KERNEL = 9
+
+
+class CnnLayer(nn.Module):
+    """x ← dropout(GELU(norm(conv x))) + maxpool x, at stride 2 except in layers 0, 6, …
+
+    A cell of n tokens leaves ⌈n / 2⌉ at stride 2: the max pool keeps an odd token out, so any length and depth fit (the
+    reference fails on odd lengths). Past a cell's end the convolution sees zeros, as it does past the batch's.
+    """
+
+    def __init__(self, config: ModelConfig, number: int):
+        super().__init__()
+        width = config.width
+        self.number, self.probability = number, config.dropout
+        self.stride = 1 if number % 6 == 0 else 2
+        self.convolution = nn.Conv1d(width, width, KERNEL, self.stride, padding=KERNEL // 2)
+        self.norm = BatchNorm(width) if config.recipe == "aaai2025" else nn.LayerNorm(width)
+
+    def forward(self, states: Tensor, lengths: Tensor, token_keys: Tensor | None) -> tuple[Tensor, Tensor]:
+        """states [B, S, D], zero past each cell's length; lengths [B]; dropout keys [B, ≥ S] → (states, lengths)."""
+        mixed = F.gelu(self.norm(self.convolution(states.transpose(1, 2)).transpose(1, 2)))
+        length = mixed.shape[1]
+        if token_keys is not None:
+            mixed = dropout(mixed.flatten(0, 1), token_keys[:, :length].flatten(), self.probability).view(mixed.shape)
+        candidates = states.masked_fill(absent(lengths, states.shape[1]), -torch.inf)
+        pooled = F.max_pool1d(candidates.transpose(1, 2), self.stride, ceil_mode=True).transpose(1, 2)
+        lengths = (lengths + self.stride - 1) // self.stride
+        return (mixed + pooled).masked_fill(absent(lengths, length), 0), lengths
+
+
+class CnnEncoder(Encoder):
+    """`config.layers` layers, then the mean over positions.
+
+    Recipe aaai2025 takes pads for data in the convolution, the pool, the batch norm and the mean. By default a LayerNorm
+    over channels replaces the batch norm and pads take no part: a cell's embedding depends on that cell alone.
+    Position p of a shortened cell is dropped by the key of the cell's token p.
+    """
+
+    pools = True
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.layers = nn.ModuleList(CnnLayer(config, number) for number in range(config.layers))
+
+    def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:
+        """states [T, D] → cell embeddings [B, D], float32."""
+        length = batch.max_tokens
+        if self.config.recipe == "aaai2025":
+            dense, lengths = states.view(batch.n_cells, length, -1), torch.full_like(batch.lengths, length)
+        else:
+            dense, lengths = to_dense(states, batch, length), batch.lengths
+        for number, layer in enumerate(self.layers):
+            token_keys = keys(number)
+            dense, lengths = layer(dense, lengths, None if token_keys is None else to_dense(token_keys, batch, length))
+        return dense.sum(1, dtype=torch.promote_types(dense.dtype, torch.float32)) / lengths[:, None]

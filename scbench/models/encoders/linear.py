@@ -1,0 +1,44 @@
+"""Linear encoder: a feed-forward network a token, nothing mixes over genes."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scbench.config import ModelConfig
+from scbench.data.batch import CellBatch
+from scbench.kernels.add_norm import dropout, relu_dropout
+from scbench.models.dropout_keys import DropoutKeys
+from scbench.models.encoders.encoder import Encoder
+
+INNER, OUTPUT = range(2)  # the dropout sites of a layer; the reference, so recipe aaai2025, has none
+
+
+class LinearLayer(nn.Module):
+    """x ← x + GELU(LN(W₂ relu(W₁ x)))."""
+
+    def __init__(self, config: ModelConfig, number: int):
+        super().__init__()
+        width = config.width
+        self.number, self.probability = number, 0.0 if config.recipe == "aaai2025" else config.dropout
+        self.linear1 = nn.Linear(width, width)
+        self.linear2 = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, states: Tensor, keys: DropoutKeys) -> Tensor:
+        """states [T, D] → [T, D]."""
+        inner = relu_dropout(self.linear1(states), keys(self.number, INNER), self.probability)
+        output = F.gelu(self.norm(self.linear2(inner)))
+        return states + dropout(output, keys(self.number, OUTPUT), self.probability)
+
+
+class LinearEncoder(Encoder):
+    """`config.layers` layers. <cls> sees no gene, so it is the same in every cell: the default pooling is the mean."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.layers = nn.ModuleList(LinearLayer(config, number) for number in range(config.layers))
+
+    def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:
+        """states [T, D] → [T, D]."""
+        for layer in self.layers:
+            states = layer(states, keys)
+        return states
