@@ -62,7 +62,7 @@ class CnnEncoder(Encoder):
         if self.config.recipe == "aaai2025":
             dense, lengths = states.view(batch.n_cells, length, -1), torch.full_like(batch.lengths, length)
         else:
-            dense, lengths = to_dense(states, batch, length), batch.lengths
+            dense, lengths = to_dense(states, batch, length).masked_fill(absent(batch.lengths, length), 0), batch.lengths
         for number, layer in enumerate(self.layers):
             token_keys = keys(number)
             dense, lengths = layer(dense, lengths, None if token_keys is None else to_dense(token_keys, batch, length))

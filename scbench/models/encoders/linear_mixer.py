@@ -34,7 +34,8 @@ class LinearMixerLayer(nn.Module):
         self.norm = BatchNorm(width) if config.recipe == "aaai2025" else nn.LayerNorm(width)
 
     def forward(self, states: Tensor, present: Tensor | None) -> Tensor:
-        """states [B, S, D] → [B, S', D]; present, 1 or 0 [B, S, 1]: positions that take part, None for all."""
+        """states [B, S, D] → [B, S', D]; present, 1 or 0 [B, S, 1]: the positions that take part, None for all; the others'
+        states are 0."""
         mixed, pooled = self.channel_mix(states), pool_positions(states, self.new_positions)
         if present is not None:
             mixed = mixed * present  # the bias filled the absent ones
@@ -72,8 +73,8 @@ class LinearMixerEncoder(Encoder):
         if self.config.recipe == "aaai2025":
             dense, present = states.view(batch.n_cells, self.positions, -1), None
         else:
-            dense = to_dense(states, batch, self.positions)
             present = (~absent(batch.lengths, self.positions)).to(states.dtype)
+            dense = to_dense(states, batch, self.positions) * present
         for layer in self.layers:
             dense, present = layer(dense, present), None
         return dense[:, 0].to(torch.promote_types(dense.dtype, torch.float32))
