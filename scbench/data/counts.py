@@ -1,4 +1,4 @@
-"""Raw counts or not: the test of values, and the recovery of counts from log-normalised values."""
+"""Raw counts or not: the test of values, the way back from log1p, and the recovery from log-normalised values."""
 
 from typing import NamedTuple
 
@@ -8,6 +8,9 @@ from scbench.data.cells import MAX_COUNT
 
 INEXACT_DISTANCE = 0.1  # a recovered value farther than this from an integer is inexact
 INEXACT_SHARE = 0.005  # more of them than this and the values are not log1p of scaled counts
+
+
+EXACT_COUNT = 300_000  # up to here, log1p in float32 tells every whole number from the next
 
 
 class Problem(NamedTuple):
@@ -39,6 +42,38 @@ def find_problem(values: np.ndarray) -> Problem | None:
             position = int(np.argmax(bad))
             return Problem(reason, position, float(wide[position]))
     raise AssertionError("values failed the integer test for no reason")
+
+
+def undo_log1p(values: np.ndarray) -> tuple[np.ndarray, Problem | None]:
+    """Counts from log1p(count) in float32 or float64, and what is wrong with the values if they are no such thing.
+
+    A value is accepted if its expm1 lies as near to a whole number c as float32 storage leaves it: within
+    1e-3 + 2 (c + 1) log1p(c) 2⁻²⁴. Past EXACT_COUNT that is no test any more, and the nearest whole number is a guess.
+
+    Parameters
+    ----------
+    values
+        Numbers [n].
+
+    Returns
+    -------
+    Whole numbers, float64 [n] (of no use if there is a problem), and the first problem.
+    """
+    wide = values.astype(np.float64)
+    with np.errstate(all="ignore"):  # values out of range are found below
+        scaled = np.expm1(wide)
+        counts = np.rint(scaled)
+        tolerance = 1e-3 + 2 * (counts + 1) * np.log1p(counts) * 2.0**-24
+    for reason, bad in (
+        ("NaN", np.isnan(wide)),
+        ("negative values", wide < 0),
+        ("values over log1p(2³²−1)", counts > MAX_COUNT),
+        ("values whose expm1 is no whole number", (np.abs(scaled - counts) > tolerance) & (counts <= EXACT_COUNT)),
+    ):
+        if bad.any():
+            position = int(np.argmax(bad))
+            return counts, Problem(reason, position, float(wide[position]))
+    return counts, None
 
 
 class Recovery(NamedTuple):

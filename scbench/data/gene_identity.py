@@ -204,6 +204,31 @@ def map_genes(identity: GeneIdentity, vocabulary: Vocabulary, source: str) -> Ge
     return gene_map
 
 
+@functools.lru_cache(maxsize=4)
+def vocabulary_identity(vocabulary: Vocabulary) -> GeneIdentity:
+    """What the names in a vocabulary say about the gene of each id, [size]."""
+    return identify(vocabulary.names, pd.DataFrame(), None, "the vocabulary")
+
+
+def own_tokens(vocabulary: Vocabulary) -> np.ndarray:
+    """The token of each id of a vocabulary, int64 [size]: itself, or -1 where the id is no gene's."""
+    tokens = np.full(vocabulary.size, -1, dtype=np.int64)
+    genes = [id_ for token, id_ in vocabulary.tokens.items() if token not in SPECIALS]
+    tokens[genes] = genes
+    return tokens
+
+
+def own_genes(vocabulary: Vocabulary, source: str) -> GeneMap:
+    """The way of a source whose columns are the vocabulary's ids: each gene is itself, whatever its name."""
+    tokens = own_tokens(vocabulary)
+    genes = int(np.count_nonzero(tokens >= 0))
+    organism = vocabulary_identity(vocabulary).organism
+    return GeneMap(
+        tokens=tokens, organism=organism, vocabulary_organism=organism, n_genes=genes, matched_genes=genes, table_genes=0,
+        merged_columns=0, source=source, unmatched=(),
+    )
+
+
 def check_matched(gene_map: GeneMap, matched_counts: int, total_counts: int) -> None:
     """Raise UserError, naming the likely cause, if under half of a source's counts are of genes in the vocabulary."""
     if matched_counts < MATCHED_SHARE * total_counts:

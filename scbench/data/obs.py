@@ -1,4 +1,4 @@
-"""Columns of an h5ad's obs by ranges of rows: prepare never holds the obs of all cells."""
+"""Columns of an input's obs by ranges of rows: prepare never holds the obs of all cells."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,12 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from scbench.errors import UserError
 
 READ_ROWS = 1 << 16  # rows of one column in memory while groups are listed
+CELL_LISTS = ("genes", "expressions")  # columns of the reference's parquet files that are the cell itself, not obs
 
 
 class ObsColumn(NamedTuple):
@@ -47,6 +49,59 @@ class Obs:
     def read(self, column: str, start: int, stop: int) -> pa.Array:
         """The values of cells `start` … `stop`−1 as int64, float64 or string; null where there is none."""
         return _array(self._obs[column], start, stop)
+
+
+class ParquetObs(Obs):
+    """The same of the parquet file `path`: every column but the cell's lists. A cell without a name is called by its row."""
+
+    def __init__(self, path: Path):
+        self._file = pq.ParquetFile(path)
+        groups = self._file.metadata
+        self._starts = np.cumsum([0, *(groups.row_group(i).num_rows for i in range(groups.num_row_groups))])
+        self._index = _index_column(self._file.schema_arrow)
+        self._held: dict[str, tuple[int, pa.Array]] = {}  # the row group of each column that was read last
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns, without the index."""
+        return [name for name in self._file.schema_arrow.names if name not in (*CELL_LISTS, self._index)]
+
+    def names(self, start: int, stop: int) -> pa.Array:
+        """The names of cells `start` … `stop`−1."""
+        if self._index is None:
+            return pa.array(map(str, range(start, stop)), pa.string())
+        return self.read(self._index, start, stop).cast(pa.string())
+
+    def read(self, column: str, start: int, stop: int) -> pa.Array:
+        """The values of cells `start` … `stop`−1 as int64, float64 or string; null where there is none."""
+        pieces = [_column(pa.chunked_array([], self._file.schema_arrow.field(column).type))]
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        for group in range(first, int(np.searchsorted(self._starts, stop))):
+            low = max(start, int(self._starts[group]))
+            high = min(stop, int(self._starts[group + 1]))
+            pieces.append(self._group(column, group).slice(low - int(self._starts[group]), high - low))
+        return pa.concat_arrays(pieces)
+
+    def _group(self, column: str, group: int) -> pa.Array:
+        if self._held.get(column, (None,))[0] != group:
+            self._held[column] = group, _column(self._file.read_row_group(group, columns=[column])[column])
+        return self._held[column][1]
+
+
+def _index_column(schema: pa.Schema) -> str | None:
+    """The column that pandas wrote its index to; None if the index was row numbers or there was none."""
+    index = (schema.pandas_metadata or {}).get("index_columns", ["__index_level_0__"])
+    return index[0] if len(index) == 1 and index[0] in schema.names else None
+
+
+def _column(values: pa.ChunkedArray) -> pa.Array:
+    """A column of a parquet file: categories by name, NaN as null."""
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    array = values.combine_chunks()
+    if pa.types.is_floating(array.type):
+        array = pa.array(array.to_numpy(zero_copy_only=False), from_pandas=True)
+    return _plain(array)
 
 
 def _array(element: h5py.Group | h5py.Dataset, start: int, stop: int) -> pa.Array:

@@ -4,16 +4,15 @@ import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scbench import __version__
 from scbench.config import PrepareConfig
-from scbench.data.gene_identity import GeneMap, check_organisms, gene_keys, map_genes
-from scbench.data.obs import Obs, ObsColumn, list_groups, obs_columns
-from scbench.data.scatter import SourceOptions
+from scbench.data.gene_identity import GeneMap, check_organisms, gene_keys, map_genes, own_genes
+from scbench.data.obs import ObsColumn, list_groups, obs_columns
 from scbench.data.shard_format import FORMAT_VERSION
-from scbench.data.sources.anndata import AnnDataSource
+from scbench.data.sources.inputs import SourceOptions, is_parquet, list_files, open_obs, open_source
 from scbench.data.splits import check_group_count
 from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
@@ -83,20 +82,24 @@ def make_plan(config: PrepareConfig, workers: int) -> Plan:
     UserError
         If an input, the vocabulary, or a column doesn't serve.
     """
-    names = _source_names(config.inputs)
+    paths = list_files(config.inputs)
+    names = _source_names(paths)
+    _check_options(config, paths)
     vocabulary = None if config.vocabulary is None else Vocabulary.load(config.vocabulary)
     facts = []
-    for path in config.inputs:
-        with AnnDataSource(
-            path, layer=config.layer, genes_column=config.genes_column, recover_counts=config.recover_counts
-        ) as source:
-            facts.append((source.n_cells, source.layer, source.identity, source.recovered))
+    for path in paths:
+        options = SourceOptions(
+            path=path, layer=config.layer, genes_column=config.genes_column, recover_counts=config.recover_counts,
+            vocabulary=vocabulary if is_parquet(path) else None,
+        )
+        with open_source(options) as source:
+            facts.append((source.n_cells, replace(options, layer=source.layer), source.identity, source.recovered))
     identities = {name: identity for name, (_, _, identity, _) in zip(names, facts, strict=True)}
     check_organisms({name: identity.organism for name, identity in identities.items()})
-    columns = _obs_columns(config, names, [cells for cells, *_ in facts])
+    columns = _obs_columns(config, names, paths, [cells for cells, *_ in facts])
     with ThreadPoolExecutor(workers) as pool:
-        digests = list(pool.map(sha256, config.inputs))
-    _refuse_copies(config.inputs, digests)
+        digests = list(pool.map(sha256, paths))
+    _refuse_copies(paths, digests)
     if vocabulary is None:
         used = Vocabulary.build({key for identity in identities.values() for key in gene_keys(identity)} - {""})
     else:
@@ -106,18 +109,30 @@ def make_plan(config: PrepareConfig, workers: int) -> Plan:
             name=name,
             sha256=digest,
             cells=cells,
-            options=SourceOptions(
-                path=path, layer=layer, genes_column=config.genes_column, recover_counts=config.recover_counts
-            ),
-            gene_map=map_genes(identity, used, name),
+            options=options,
+            gene_map=own_genes(used, name) if is_parquet(options.path) else map_genes(identity, used, name),
             recovered_counts=recovered,
         )
-        for name, digest, path, (cells, layer, identity, recovered) in zip(names, digests, config.inputs, facts, strict=True)
+        for name, digest, (cells, options, identity, recovered) in zip(names, digests, facts, strict=True)
     )
     return Plan(
         sources=sources, vocabulary=used, vocabulary_given=vocabulary is not None, obs_columns=columns, config=config,
         buckets=-(-sum(source.cells for source in sources) // SHARD_CELLS),
     )
+
+
+def _check_options(config: PrepareConfig, paths: Sequence[Path]) -> None:
+    """Raise UserError if a parquet file has no vocabulary, or an option is about h5ad files and there is none."""
+    parquet = [path for path in paths if is_parquet(path)]
+    if parquet and config.vocabulary is None:
+        raise UserError(
+            f"{parquet[0]} names genes by token ids, which mean nothing without the vocabulary that it was written with: "
+            "give that as --vocabulary."
+        )
+    about_h5ad = {"--layer": config.layer, "--genes-column": config.genes_column, "--recover-counts": config.recover_counts}
+    given = [option for option, value in about_h5ad.items() if value]
+    if given and len(parquet) == len(paths):
+        raise UserError(f"{given[0]} is about h5ad files, and all inputs are parquet files: leave it out.")
 
 
 def _source_names(paths: Sequence[Path]) -> list[str]:
@@ -137,14 +152,16 @@ def _refuse_copies(paths: Sequence[Path], digests: Sequence[str]) -> None:
             raise UserError(f"the inputs {paths[digests.index(digest)]} and {paths[i]} are the same file: leave one out.")
 
 
-def _obs_columns(config: PrepareConfig, names: Sequence[str], cells: Sequence[int]) -> tuple[ObsColumn, ...]:
+def _obs_columns(
+    config: PrepareConfig, names: Sequence[str], paths: Sequence[Path], cells: Sequence[int]
+) -> tuple[ObsColumn, ...]:
     """The columns to keep, --split-by's among them."""
     taken = [column for column in (*config.keep_obs, *config.split_by) if column in STORE_COLUMNS]
     if taken:
         raise UserError(f"the store has a column {taken[0]!r} of its own: rename the column of obs to keep it.")
     if not config.keep_obs and not config.split_by:
         return ()
-    sources = [(name, Obs(path)) for name, path in zip(names, config.inputs, strict=True)]
+    sources = [(name, open_obs(path)) for name, path in zip(names, paths, strict=True)]
     try:
         kept = obs_columns(sources, tuple(dict.fromkeys(config.keep_obs)), "--keep-obs")
         by = obs_columns(sources, tuple(dict.fromkeys(config.split_by)), "--split-by")

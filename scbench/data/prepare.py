@@ -1,4 +1,4 @@
-"""`scbench prepare`: h5ad files in, a shard store out: mapped, deduplicated, split, globally shuffled, in bounded memory.
+"""`scbench prepare`: files in, a shard store out: cells mapped, deduplicated, split, globally shuffled, in bounded memory.
 
 Two passes over parts that survive a kill (parts.py), in a hidden directory beside the output: scatter.py sorts the cells
 of the inputs into runs, gather.py makes the shards of each bucket out of them. One rename publishes the store.
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scbench.config import PrepareConfig
+from scbench.data.counts import EXACT_COUNT
 from scbench.data.gather import GatherTask, Run, gather
 from scbench.data.gene_identity import check_matched
 from scbench.data.manifest import write_manifest
@@ -35,14 +36,15 @@ TASK_CELLS = 16_384  # cells of an input that a worker reads in one part
 
 
 def prepare(inputs: Sequence[Path | str] | Path | str, output: Path | str, **options) -> Store:
-    """Make a shard store of h5ad files and open it.
+    """Make a shard store of h5ad files, of the reference implementation's parquet files, or of both, and open it.
 
     The same inputs and options give the same bytes, whatever `workers` is and however often the work was killed.
 
     Parameters
     ----------
     inputs
-        h5ad files with raw counts.
+        h5ad files with raw counts; parquet files with the lists ``genes`` (token ids of ``vocabulary``, which they need) and
+        ``expressions`` (log1p of raw counts); directories of such parquet files.
     output
         The store to make; must not exist.
     options
@@ -70,7 +72,7 @@ def prepare_store(config: PrepareConfig) -> Store:
     shares = config.split_shares()
     workers = os.cpu_count() if config.workers is None else config.workers
     if not config.inputs:
-        raise UserError("there is no input: name one h5ad file or more.")
+        raise UserError("there is no input: name one h5ad or parquet file or more.")
     if workers < 1:
         raise UserError(f"--workers is {workers}: it must be at least 1.")
     if config.min_genes < 0:
@@ -170,6 +172,7 @@ def _source_facts(plan: Plan, tasks: Sequence[ScatterTask], scattered: Sequence[
             "counts": counts,
             "counts_matched": matched,
             "recovered_counts": source.recovered_counts,
+            "inexact_counts": sum(result["inexact_counts"] for result in mine),
             "cells": source.cells,
             "dropped": {"below_min_genes": sum(result["below_min_genes"] for result in mine)},
         })
@@ -314,3 +317,5 @@ def _say(output: Path, manifest: dict) -> None:
                 print(f"    dropped {dropped:,}: {reason.replace('_', ' ')}")
         if source["recovered_counts"]:
             print(f"    counts recovered: {source['recovered_counts']}")
+        if source["inexact_counts"]:
+            print(f"    inexact counts: {source['inexact_counts']:,} (over {EXACT_COUNT:,}, too large for log1p in float32)")

@@ -18,6 +18,8 @@ from scbench.data.obs import Obs, ObsColumn, obs_table
 from scbench.data.parts import finished_part
 from scbench.data.shard_format import counts_dtype
 from scbench.data.sources.anndata import AnnDataSource
+from scbench.data.sources.inputs import SourceOptions, open_obs, open_source
+from scbench.data.sources.parquet import ParquetSource
 from scbench.data.splits import group_id
 from scbench.kernels import random
 
@@ -35,16 +37,6 @@ CELL = np.dtype([
     ("n_genes", "<u4"),
     ("largest_count", "<u4"),
 ])
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceOptions:
-    """What it takes to open an input the same way in every process."""
-
-    path: Path
-    layer: str
-    genes_column: str | None
-    recover_counts: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +73,14 @@ def token_positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _open_source(options: SourceOptions) -> AnnDataSource:
+def _open_source(options: SourceOptions) -> AnnDataSource | ParquetSource:
     """The input, kept open in this process for its next task."""
-    return AnnDataSource(
-        options.path, layer=options.layer, genes_column=options.genes_column, recover_counts=options.recover_counts
-    )
+    return open_source(options)
 
 
 @lru_cache(maxsize=1)
 def _open_obs(path: Path) -> Obs:
-    return Obs(path)
+    return open_obs(path)
 
 
 def close_sources() -> None:
@@ -100,14 +90,14 @@ def close_sources() -> None:
 
 
 def scatter(task: ScatterTask) -> dict:
-    """Do a task. Facts: the runs' cells and counts dtypes, cells dropped, counts in all and matched, cells of each group."""
+    """Do a task. Facts: the runs' cells and counts dtypes, cells dropped, sums of counts, inexact ones, cells a group."""
     return finished_part(task.part, lambda directory: _scatter(task, directory))
 
 
 def _scatter(task: ScatterTask, directory: Path) -> dict:
     source = _open_source(task.source)
     writer = _RunWriter(task, _open_obs(task.source.path), directory)
-    dropped = total = matched = 0
+    dropped = total = matched = inexact = 0
     start, rows = task.start, FIRST_ROWS
     while start < task.stop:
         stop = min(start + rows, task.stop)
@@ -118,6 +108,7 @@ def _scatter(task: ScatterTask, directory: Path) -> dict:
         dropped += int(np.count_nonzero(~keep))
         total += int(tokens.totals.sum())
         matched += int(tokens.counts.sum(dtype=np.int64))
+        inexact += int(np.count_nonzero(counts.counts > source.exact_up_to))
         writer.append(tokens, np.flatnonzero(keep), start)
         start = stop
     writer.flush()
@@ -126,6 +117,7 @@ def _scatter(task: ScatterTask, directory: Path) -> dict:
         "below_min_genes": dropped,
         "counts": total,
         "counts_matched": matched,
+        "inexact_counts": inexact,
         "groups": [[list(group), cells] for group, cells in sorted(writer.groups.items())],
     }
 

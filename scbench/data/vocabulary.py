@@ -52,6 +52,12 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
     def __repr__(self) -> str:
         return f"Vocabulary({len(self.tokens) - len(SPECIALS)} genes, {self.fingerprint[:12]})"
 

@@ -52,6 +52,8 @@ class AnnDataSource:
         If the source cannot be read, is empty, or holds no counts.
     """
 
+    exact_up_to = MAX_COUNT  # larger counts are a guess
+
     def __init__(
         self,
         source: Path | str | AnnData,
