@@ -1,0 +1,87 @@
+"""The convolution against its definition and torch's own Conv1d."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from scbench.kernels.causal_conv import causal_conv, causal_conv_oracle
+
+F64 = torch.float64
+
+
+def offsets_of(lengths):
+    return torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+
+
+def convolution_inputs(lengths, channels=5, taps=4, dtype=F64):
+    """x, weight, bias."""
+    generator = torch.Generator().manual_seed(sum(lengths) + channels)
+    shapes = [(sum(lengths), channels), (channels, taps), (channels,)]
+    return [torch.randn(*shape, dtype=F64, generator=generator).to(dtype) for shape in shapes]
+
+
+def output_and_gradients(function, inputs, offsets, dtype=None):
+    leaves = [x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs]
+    output = function(*leaves, offsets)
+    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(7)).bfloat16()  # exact in every precision
+    output.backward(upstream.to(output.dtype))
+    return [output.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def conv1d(x, weight, bias, offsets):
+    """Each cell by torch's depthwise Conv1d, zeros before it."""
+    cells = x.split(offsets.diff().tolist())
+    padded = [F.pad(cell.T, (weight.shape[1] - 1, 0)) for cell in cells]
+    return torch.cat([F.conv1d(cell[None], weight[:, None], bias, groups=len(weight))[0].T for cell in padded])
+
+
+@pytest.mark.parametrize("lengths", [[1], [2], [3, 1, 1, 4], [4, 1, 9, 2], [33, 7]])
+@pytest.mark.parametrize(("channels", "taps"), [(5, 4), (1, 1), (17, 3)])
+@pytest.mark.parametrize("oracle", [causal_conv_oracle, conv1d])
+def test_values_and_gradients_equal_the_oracles(lengths, channels, taps, oracle):
+    inputs, offsets = convolution_inputs(lengths, channels, taps), offsets_of(lengths)
+    ours = output_and_gradients(causal_conv, inputs, offsets)
+    for mine, theirs in zip(ours, output_and_gradients(oracle, inputs, offsets), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_gradcheck():
+    leaves = [x.requires_grad_() for x in convolution_inputs([3, 0, 1, 6], 3)]
+    assert torch.autograd.gradcheck(lambda *x: causal_conv(*x, offsets_of([3, 0, 1, 6])), leaves)
+
+
+def test_half_of_a_projection_is_taken_as_it_is():
+    x, weight, bias = convolution_inputs([6, 2], 4)
+    view = torch.cat([x, x], 1).chunk(2, 1)[1]
+    assert torch.equal(causal_conv(view, weight, bias, offsets_of([6, 2])), causal_conv(x, weight, bias, offsets_of([6, 2])))
+
+
+def test_cells_never_see_each_other_whatever_their_order():
+    lengths = [4, 9, 1]
+    x, weight, bias = convolution_inputs(lengths)
+    first, second, third = x.split(lengths)
+    together = causal_conv(x, weight, bias, offsets_of(lengths)).split(lengths)
+    company = torch.cat([third, torch.full_like(second, float("nan")), first])
+    ours = causal_conv(company, weight, bias, offsets_of([1, 9, 4])).split([1, 9, 4])
+    assert torch.equal(ours[0], together[2])
+    assert torch.equal(ours[2], together[0])
+
+
+def test_bf16_is_rounded_at_the_end_only_and_repeats():
+    inputs, offsets = convolution_inputs([25, 15], 8, dtype=torch.bfloat16), offsets_of([25, 15])
+    ours, again = (output_and_gradients(causal_conv, inputs, offsets) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+    exact = output_and_gradients(causal_conv_oracle, inputs, offsets, F64)
+    for mine, theirs in zip(ours, exact, strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert (mine - theirs).abs().max() <= 2**-8 * theirs.abs().max()
+
+
+@pytest.mark.parametrize(("call", "named"), [
+    (lambda x, w, b: causal_conv(x, w[:3], b, offsets_of([6])), "weight"),
+    (lambda x, w, b: causal_conv(x, w, b[:3], offsets_of([6])), "bias"),
+    (lambda x, w, b: causal_conv(x, w, b, offsets_of([5])), "cell_offsets"),
+])
+def test_wrong_shapes_are_named(call, named):
+    with pytest.raises(ValueError, match=named):
+        call(*convolution_inputs([6]))
