@@ -6,10 +6,12 @@ import numpy as np
 from options import Options
 from scipy.special import ndtri
 
+from scbench.config import InputLaw
 from scbench.data.batch import CellBatch
 from scbench.data.loader import Loader
-from scbench.data.sampling import draw_genes, draw_mask, log1p_counts
+from scbench.data.sampling import draw_genes, draw_mask
 from scbench.data.store import Store
+from scbench.data.values import log1p_counts
 from scbench.data.vocabulary import Vocabulary
 from scbench.kernels import random
 
@@ -26,8 +28,9 @@ def load_batches(options: Options, number: int) -> tuple[Vocabulary, list[CellBa
         return vocabulary, [synthetic_batch(options, vocabulary, i) for i in range(number)]
     store = Store.open(options.store)
     with Loader(
-        store.split("train"), store.vocabulary, seed=options.seed, batch_cells=options.batch_cells, micro_batch_cells=None,
-        max_genes=options.max_genes, mask_ratio=MASK_RATIO, weighted=True, lanes=None,
+        store.split("train"), store.vocabulary, InputLaw(options.max_genes), seed=options.seed,
+        batch_cells=options.batch_cells, micro_batch_cells=None,
+        mask_ratio=MASK_RATIO, weighted_share=0.5, lanes=None,
     ) as loader:
         return store.vocabulary, [window[0] for window in islice(loader, number)]
 
@@ -38,7 +41,9 @@ def synthetic_batch(options: Options, vocabulary: Vocabulary, number: int) -> Ce
     cells = [_raw_cell(options, vocabulary.size - 3, sample) for sample in samples.tolist()]
     genes, counts = (np.concatenate(arrays) for arrays in zip(*cells, strict=True))
     offsets = np.concatenate([[0], np.cumsum([len(g) for g, _ in cells])])
-    kept, offsets = draw_genes(genes, counts, offsets, samples, seed=options.seed, max_genes=options.max_genes, weighted=True)
+    kept, offsets = draw_genes(
+        genes, counts, offsets, samples, seed=options.seed, max_genes=options.max_genes, weighted_share=0.5
+    )
     genes, values = genes[kept], log1p_counts(counts[kept])
     masked = draw_mask(genes, offsets, samples, seed=options.seed, ratio=MASK_RATIO)
     return CellBatch.pack(genes, values, offsets, masked, cls_token=vocabulary.cls, samples=samples, cells=samples)

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from scbench.config import InputLaw
 from scbench.data.batch import CellBatch
 from scbench.data.extents import Cells, ExtentCache, SplitReader
 from scbench.data.microbatch import balance, micro_steps
 from scbench.data.order import SampleOrder, default_lanes
 from scbench.data.prefetch import Prefetcher
-from scbench.data.sampling import draw_genes, draw_mask, log1p_counts
+from scbench.data.sampler import CellSampler
 from scbench.data.vocabulary import Vocabulary
 from scbench.kernels import random
 from scbench.kernels.random import Stream
@@ -39,16 +40,18 @@ class Loader:
         A split of an open store.
     vocabulary
         The store's.
+    inputs
+        How the model sees a cell.
     seed
         Of order, gene subsets and masks.
     batch_cells
         Cells of the global batch, over all ranks.
     micro_batch_cells
         Cells of a micro-batch; None: the rank's whole share.
-    max_genes, weighted
-        As in `sampling.draw_genes`.
     mask_ratio
         Probability that a gene is masked.
+    weighted_share
+        As in `sampling.draw_genes`.
     lanes
         Extents that are mixed at a time; None: `order.default_lanes`. A constant of the run, not of the machine.
     rank, world
@@ -66,13 +69,13 @@ class Loader:
         self,
         split: SplitReader,
         vocabulary: Vocabulary,
+        inputs: InputLaw,
         *,
         seed: int,
         batch_cells: int,
         micro_batch_cells: int | None,
-        max_genes: int,
         mask_ratio: float,
-        weighted: bool,
+        weighted_share: float,
         lanes: int | None,
         rank: int = 0,
         world: int = 1,
@@ -83,7 +86,7 @@ class Loader:
         self.micro_steps = micro_steps(batch_cells, world, micro_batch_cells)
         """K, the micro-batches of every step."""
         reader = _AheadReader(split, order, batch_cells, rank, world)
-        sampler = _Sampler(vocabulary, seed, max_genes, mask_ratio, weighted)
+        sampler = CellSampler(vocabulary, inputs, seed=seed, mask_ratio=mask_ratio, weighted_share=weighted_share)
         self._step = start_step
         self._windows = Prefetcher(
             _windows(reader, sampler, start_step, self.micro_steps, micro_batch_cells), WINDOWS_AHEAD
@@ -120,9 +123,9 @@ class Loader:
 def validation_batches(
     split: SplitReader,
     vocabulary: Vocabulary,
+    inputs: InputLaw,
     *,
     seed: int,
-    max_genes: int,
     mask_ratio: float,
     max_cells: int,
     batch_cells: int,
@@ -131,8 +134,8 @@ def validation_batches(
 ) -> Iterator[CellBatch]:
     """The first `max_cells` cells of a split in stored order, always with the same (uniform) gene subsets and masks.
 
-    They depend on the seed, the cell's number in the split, `max_genes` and `mask_ratio` alone, so losses of different runs
-    and steps can be compared. Ranks take contiguous slices and yield equally many batches of at most `batch_cells` cells
+    They depend on the seed, the cell's number in the split, `inputs.max_genes` and `mask_ratio` alone, so losses of different
+    runs and steps can be compared. Ranks take contiguous slices and yield equally many batches of at most `batch_cells` cells
     (at `batch_cells` 1 and a number of cells that isn't a multiple of the ranks: two); one rank's cells may run out where
     there are fewer cells than ranks, and it then yields a batch of one empty cell, number −1, that masks nothing. An empty
     split yields nothing. `denominator` is the batch's own number of masked genes.
@@ -140,11 +143,11 @@ def validation_batches(
     n_cells = min(max_cells, split.n_cells)
     if n_cells == 0:
         return
-    sampler = _Sampler(vocabulary, random.key(seed, Stream.VALIDATION), max_genes, mask_ratio, weighted=False)
+    sampler = CellSampler(vocabulary, inputs, seed=random.key(seed, Stream.VALIDATION), mask_ratio=mask_ratio)
     if n_cells < world and (rank + 1) * n_cells // world == rank * n_cells // world:
         nothing = np.zeros(0, dtype=np.int64)
         nobody = np.array([-1])
-        yield sampler.window(Cells(nothing, nothing, np.zeros(2, dtype=np.int64)), nobody, nobody, 1, None)[0]
+        yield sampler.pack(sampler.draw(Cells(nothing, nothing, np.zeros(2, np.int64)), nobody), np.arange(1), nobody, nobody)
         return
     batches = micro_steps(max(n_cells, world), world, batch_cells)
     first, last = rank * n_cells // world, (rank + 1) * n_cells // world
@@ -156,49 +159,28 @@ def validation_batches(
         cache.keep_only(set(extents.tolist()))
         cache.read(np.unique(extents).tolist())
         cells = cache.gather(extents, numbers - starts[extents])
-        yield sampler.window(cells, numbers, numbers, 1, None)[0]
+        yield sampler.pack(sampler.draw(cells, numbers), np.arange(len(numbers)), numbers, numbers)
 
 
 def _windows(
-    reader: "_AheadReader", sampler: "_Sampler", start_step: int, steps: int, micro_batch_cells: int | None
+    reader: "_AheadReader", sampler: CellSampler, start_step: int, steps: int, micro_batch_cells: int | None
 ) -> Iterator[list[CellBatch]]:
     """The windows from `start_step` on. No method of the Loader: the thread must not keep a forgotten one alive."""
     for step in itertools.count(start_step):
-        yield sampler.window(*reader.window(step), steps, micro_batch_cells)
+        yield _window(sampler, *reader.window(step), steps, micro_batch_cells)
 
 
-class _Sampler:
-    """Turns raw cells into the micro-batches of one window."""
-
-    def __init__(self, vocabulary: Vocabulary, seed: int, max_genes: int, mask_ratio: float, weighted: bool) -> None:
-        self._cls_token = vocabulary.cls
-        self._seed = seed
-        self._max_genes = max_genes
-        self._mask_ratio = mask_ratio
-        self._weighted = weighted
-
-    def window(
-        self, cells: Cells, samples: np.ndarray, numbers: np.ndarray, steps: int, micro_batch_cells: int | None
-    ) -> list[CellBatch]:
-        """`steps` CellBatches of `cells`, whose keys are `samples` and whose numbers in the split are `numbers`."""
-        kept, offsets = draw_genes(
-            cells.genes, cells.counts, cells.offsets, samples,
-            seed=self._seed, max_genes=self._max_genes, weighted=self._weighted,
-        )
-        genes, values = cells.genes[kept], log1p_counts(cells.counts[kept])
-        masked = draw_mask(genes, offsets, samples, seed=self._seed, ratio=self._mask_ratio)
-        denominator = torch.tensor(float(np.count_nonzero(masked)))
-        lengths = np.diff(offsets)
-        batches = []
-        for chosen in balance(lengths + 1, steps, micro_batch_cells):
-            starts = np.concatenate([[0], np.cumsum(lengths[chosen])])
-            positions = np.arange(starts[-1]) + np.repeat(offsets[chosen] - starts[:-1], lengths[chosen])
-            batch = CellBatch.pack(
-                genes[positions], values[positions], starts, masked[positions],
-                cls_token=self._cls_token, samples=samples[chosen], cells=numbers[chosen],
-            )
-            batches.append(batch._replace(denominator=denominator))
-        return batches
+def _window(
+    sampler: CellSampler, cells: Cells, samples: np.ndarray, numbers: np.ndarray, steps: int, micro_batch_cells: int | None
+) -> list[CellBatch]:
+    """`steps` CellBatches of `cells`, whose keys are `samples` and whose numbers in the split are `numbers`."""
+    sampled = sampler.draw(cells, samples)
+    denominator = torch.tensor(float(np.count_nonzero(sampled.masked)))
+    tokens = np.diff(sampled.offsets) + 1
+    return [
+        sampler.pack(sampled, rows, samples[rows], numbers[rows])._replace(denominator=denominator)
+        for rows in balance(tokens, steps, micro_batch_cells)
+    ]
 
 
 class _AheadReader:

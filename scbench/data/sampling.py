@@ -13,11 +13,6 @@ WEIGHT_FLOOR = 1e-5  # added to every weight, as the reference does: a cell's le
 _BLOCK_GENES = 1 << 14  # genes worked on at a time: their words stay in a core's cache
 
 
-def log1p_counts(counts: np.ndarray) -> np.ndarray:
-    """The model's input values: ln(1 + count), float32, of raw counts of any shape."""
-    return np.log1p(counts, dtype=np.float64).astype(np.float32)
-
-
 def draw_genes(
     genes: np.ndarray,
     counts: np.ndarray,
@@ -26,14 +21,15 @@ def draw_genes(
     *,
     seed: int,
     max_genes: int,
-    weighted: bool,
+    weighted_share: float,
+    in_draw_order: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """At most `max_genes` genes of each cell.
 
     A cell with at most `max_genes` genes keeps all. Of a longer one `max_genes` are drawn without replacement: uniformly
-    (those with the smallest random words) or, if `weighted`, with probability 1/2 by weight w = v − min v + 1e-5 where
+    (those with the smallest random words) or, with probability `weighted_share`, by weight w = v − min v + 1e-5 where
     v = ln(1 + count) (those with the smallest −ln(u) / w: exponential clocks, the law of torch.multinomial).
-    Source: the AAAI 2025 benchmark's sampling.
+    Source: the AAAI 2025 benchmark's sampling, where that probability is 1/2 in pretraining.
 
     Parameters
     ----------
@@ -47,13 +43,15 @@ def draw_genes(
         Any integer.
     max_genes
         At least 1.
-    weighted
-        Whether half of the long cells are drawn by weight.
+    weighted_share
+        Share of the long cells' draws that go by weight.
+    in_draw_order
+        Give a long cell's genes in the order in which they are drawn.
 
     Returns
     -------
     positions
-        int64 [n]: the kept genes' positions in `genes`, ascending.
+        int64 [n]: the kept genes' positions in `genes`, ascending (or as drawn) in each cell.
     offsets
         int64 [B+1]: where each cell starts in them.
     """
@@ -61,9 +59,8 @@ def draw_genes(
     lengths = np.diff(offsets)
     keep = np.ones(len(genes), dtype=bool)
     keys = random.bits(random.key(seed, Stream.SUBSET), samples)
-    by_weight = np.zeros(len(samples), dtype=bool)
-    if weighted:
-        by_weight = random.below(random.bits(random.key(seed, Stream.SUBSET_LAW), samples), 0.5)
+    by_weight = random.below(random.bits(random.key(seed, Stream.SUBSET_LAW), samples), weighted_share)
+    rank = np.zeros(len(genes) if in_draw_order else 0)  # short cells' genes are equal: they keep their order
     for cells in _blocks(np.flatnonzero(lengths > max_genes), lengths):
         start, stop = offsets[cells[0]], offsets[cells[-1] + 1]  # short cells in between are few or short
         words = random.bits(np.repeat(keys[cells[0] : cells[-1] + 1], lengths[cells[0] : cells[-1] + 1]), genes[start:stop])
@@ -74,7 +71,13 @@ def draw_genes(
                 values = np.log1p(counts[row], dtype=np.float64)
                 clocks = -np.log(random.uniform(clocks)) / (values - values.min() + WEIGHT_FLOOR)
             _keep_smallest(clocks, max_genes, keep[row])
-    return np.flatnonzero(keep), np.concatenate([[0], np.cumsum(np.minimum(lengths, max_genes))])
+            if in_draw_order:
+                rank[row] = clocks
+    positions = np.flatnonzero(keep)
+    if in_draw_order:
+        cell_of = np.repeat(np.arange(len(lengths)), lengths)
+        positions = positions[np.lexsort((rank[positions], cell_of[positions]))]
+    return positions, np.concatenate([[0], np.cumsum(np.minimum(lengths, max_genes))])
 
 
 def draw_mask(genes: np.ndarray, offsets: np.ndarray, samples: np.ndarray, *, seed: int, ratio: float) -> np.ndarray:

@@ -21,10 +21,9 @@ import torch
 
 from scbench import __version__
 from scbench.config import EmbedConfig
-from scbench.data.batch import CellBatch
 from scbench.data.cells import CellTokens, Counts, content_hash, take, to_tokens
 from scbench.data.gene_identity import GeneMap, check_matched, map_genes
-from scbench.data.sampling import log1p_counts
+from scbench.data.sampler import CellSampler
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.errors import UserError
 from scbench.evaluation import embedding_files
@@ -59,7 +58,7 @@ def embed(
     source: AnnDataSource | anndata.AnnData | Path | str,
     *,
     max_genes: int | None = None,
-    draws: int = DRAWS,
+    draws: int | None = None,
     seed: int = 0,
     batch_cells: int = BATCH_CELLS,
     layer: str | None = None,
@@ -77,7 +76,8 @@ def embed(
     max_genes
         Longer cells are sampled; by default what the model was trained with.
     draws
-        Gene subsets averaged for such a cell.
+        Gene subsets averaged for such a cell; by default 4, drawn uniformly (recipe aaai2025: 1, drawn by weight if the model
+        was trained with weighted sampling, as the reference does).
     seed
         Of the draws.
     batch_cells
@@ -107,7 +107,7 @@ def embed_source(
     source: AnnDataSource,
     *,
     max_genes: int | None = None,
-    draws: int = DRAWS,
+    draws: int | None = None,
     seed: int = 0,
     batch_cells: int = BATCH_CELLS,
     progress: bool = False,
@@ -131,7 +131,7 @@ def embed_source(
         "model_config": dataclasses.asdict(model.config),
         "model_provenance": model.provenance,
         "seed": seed,
-        "draws": draws,
+        "draws": _draws(model, draws),
         "max_genes": max_genes or model.config.max_genes,
         "layer": source.layer,
         "recovered_counts": source.recovered,
@@ -147,7 +147,7 @@ def encode(
     hashes: np.ndarray,
     *,
     max_genes: int | None = None,
-    draws: int = DRAWS,
+    draws: int | None = None,
     seed: int = 0,
     batch_cells: int = BATCH_CELLS,
     advance: Callable[[int], None] = lambda cells: None,
@@ -163,27 +163,33 @@ def encode(
     advance
         Called with the number of cells that are done since the last call.
     """
-    max_genes = model.config.max_genes if max_genes is None else max_genes
+    inputs = model.config.inputs
+    max_genes = inputs.max_genes if max_genes is None else max_genes
+    draws = _draws(model, draws)
     for name, value in [("max_genes", max_genes), ("draws", draws), ("batch_cells", batch_cells)]:
         if value < 1:
             raise UserError(f"{name} is {value}: it must be at least 1.")
+    if model.config.structure == "linear_mixer" and max_genes > inputs.max_genes:
+        raise UserError(f"max_genes is {max_genes}: a linear_mixer has weights for {inputs.max_genes} genes only.")
+    inputs = inputs._replace(max_genes=max_genes, pad_to=inputs.pad_to and max(max_genes, inputs.pad_to))
+    weighted = model.config.recipe == "aaai2025" and model.provenance.get("training", {}).get("weighted_sampling", True)
+    sampler = CellSampler(
+        model.vocabulary, inputs, seed=random.key(seed, Stream.EMBEDDING), weighted_share=1.0 if weighted else 0.0
+    )
     lengths = np.diff(cells.offsets)
     repeats = np.where(lengths > max_genes, draws, 1)
     first = np.cumsum(repeats) - repeats
     rows = np.repeat(np.arange(len(lengths)), repeats)  # a sequence is one draw of one cell
     draw = np.arange(len(rows)) - first[rows]
-    keys = random.bits(random.bits(random.key(seed, Stream.EMBEDDING), hashes)[rows], draw)
+    keys = random.bits(hashes[rows], draw)
     by_length = np.argsort(-np.minimum(lengths[rows], max_genes), kind="stable")
     sums = np.zeros((len(lengths), model.config.width))
     with _evaluating(model):
         for start in range(0, len(rows), batch_cells):
             chosen = by_length[start : start + batch_cells]
             batch_rows = rows[chosen]
-            drawn = _draw(take(cells, batch_rows), keys[chosen], max_genes)
-            batch = CellBatch.pack(
-                drawn.genes, log1p_counts(drawn.counts), drawn.offsets, cls_token=model.vocabulary.cls,
-                samples=hashes[batch_rows].view(np.int64), cells=batch_rows,
-            )
+            drawn = sampler.draw(take(cells, batch_rows), keys[chosen])
+            batch = sampler.pack(drawn, np.arange(len(chosen)), hashes[batch_rows].view(np.int64), batch_rows)
             np.add.at(sums, batch_rows, model.encode(batch.to(device_of(model))).float().cpu().numpy())
             advance(int((draw[chosen] == 0).sum()))
     values = (sums / repeats[:, None]).astype(np.float32)
@@ -192,17 +198,11 @@ def encode(
     return values
 
 
-def _draw(cells: CellTokens, keys: np.ndarray, max_genes: int) -> CellTokens:
-    """At most `max_genes` genes of each cell: those with the smallest words of its key. `keys`: uint64 [cells]."""
-    lengths = np.diff(cells.offsets)
-    if lengths.max(initial=0) <= max_genes:
-        return cells
-    row = np.repeat(np.arange(len(lengths)), lengths)
-    by_word = np.lexsort((random.bits(keys[row], cells.genes), row))
-    rank = np.arange(len(row)) - cells.offsets[row]  # of the sorted words in their row
-    keep = np.sort(by_word[rank < max_genes])
-    offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, max_genes))])
-    return CellTokens(cells.genes[keep], cells.counts[keep], offsets, cells.totals)
+def _draws(model: ExpressionModel, draws: int | None) -> int:
+    """How often a long cell is drawn, if nobody says it."""
+    if draws is not None:
+        return draws
+    return 1 if model.config.recipe == "aaai2025" else DRAWS
 
 
 @contextlib.contextmanager

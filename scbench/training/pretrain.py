@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scbench.config import PretrainConfig
+from scbench.config import InputLaw, PretrainConfig
 from scbench.data.batch import CellBatch
 from scbench.data.loader import Loader
 from scbench.data.store import Store
@@ -110,9 +110,10 @@ def _pretrain(config: PretrainConfig) -> Run:
         start_step, tensors = checkpoint.read_state(start)["step"], checkpoint.read_tensors(start)
         model.load_state_dict(tensors["master"])
     loader = Loader(
-        train, store.vocabulary, seed=config.seed, batch_cells=config.batch_cells,
-        micro_batch_cells=config.micro_batch_cells, max_genes=config.max_genes, mask_ratio=config.mask_ratio,
-        weighted=config.weighted_sampling, lanes=config.lanes, rank=rank, world=world, start_step=start_step,
+        train, store.vocabulary, model.config.inputs, seed=config.seed, batch_cells=config.batch_cells,
+        micro_batch_cells=config.micro_batch_cells, mask_ratio=config.mask_ratio,
+        weighted_share=0.5 if config.weighted_sampling else 0.0, lanes=config.lanes, rank=rank, world=world,
+        start_step=start_step,
     )
     settings, notes = engines.read_deepspeed_config(config, loader.micro_steps)
     engine = engines.make_engine(model, config, settings)
@@ -187,6 +188,7 @@ def _train(config, store, engine, loader, telemetry, start_step: int, steps: int
     lag = READ_LAG if device.type == "cuda" else 0
     warmup = default_warmup(steps) if config.warmup_steps is None else config.warmup_steps
     split = store.split("validation")
+    inputs = _validation_inputs(config, engine.module.config.inputs)
     unread: deque[tuple[int, torch.Tensor, dict]] = deque()
     validation: dict[str, float] = {}
     with _StopSignal() as stop:
@@ -212,9 +214,8 @@ def _train(config, store, engine, loader, telemetry, start_step: int, steps: int
                 stopping = _read(*unread.popleft(), config, telemetry) or stopping
             if split.n_cells and (last or step % config.validate_every == 0) and not stopping:
                 validation = validate(
-                    engine, split, store.vocabulary, seed=config.seed, max_genes=config.max_genes,
-                    mask_ratio=config.mask_ratio, max_cells=config.validation_cells,
-                    batch_cells=config.micro_batch_cells or 32,
+                    engine, split, store.vocabulary, inputs, seed=config.seed, mask_ratio=config.mask_ratio,
+                    max_cells=config.validation_cells, batch_cells=config.micro_batch_cells or 32,
                 )
                 if telemetry is not None:
                     telemetry.validation(step, validation)
@@ -227,6 +228,12 @@ def _train(config, store, engine, loader, telemetry, start_step: int, steps: int
                     print(f"stopped by a signal after step {step}: go on with --resume", file=sys.stderr)
                 raise SystemExit(128 + signal.SIGTERM)
     return validation
+
+
+def _validation_inputs(config: PretrainConfig, inputs: InputLaw) -> InputLaw:
+    """How validation cells are seen: as in training, but for --validation-max-genes."""
+    max_genes = config.validation_max_genes or inputs.max_genes
+    return inputs._replace(max_genes=max_genes, pad_to=inputs.pad_to and max(max_genes, inputs.pad_to))
 
 
 def _read(step: int, values: torch.Tensor, row: dict, config: PretrainConfig, telemetry: Telemetry | None) -> bool:

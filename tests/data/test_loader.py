@@ -15,22 +15,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scbench.config import InputLaw
 from scbench.data.batch import CellBatch
 from scbench.data.loader import WINDOWS_AHEAD, Loader, _AheadReader, validation_batches
 from scbench.data.order import SampleOrder
-from scbench.data.sampling import draw_genes, draw_mask, log1p_counts
+from scbench.data.sampling import draw_genes, draw_mask
 from scbench.data.shard_format import ShardInfo
 from scbench.data.shard_writer import ShardWriter
 from scbench.data.store import Split
+from scbench.data.values import log1p_counts
 from scbench.errors import UserError
 from scbench.kernels import random
 from scbench.kernels.random import Stream
 
 CLS_TOKEN = 301
-VOCABULARY = SimpleNamespace(cls=CLS_TOKEN)
-OPTIONS = {"seed": 7, "batch_cells": 24, "micro_batch_cells": 5, "max_genes": 20, "mask_ratio": 0.4, "weighted": True,
-           "lanes": 3}  # fmt: skip
-VALIDATION = {"seed": 7, "max_genes": 20, "mask_ratio": 0.4, "max_cells": 100, "batch_cells": 16}
+VOCABULARY = SimpleNamespace(cls=CLS_TOKEN, pad=300)
+OPTIONS = {"seed": 7, "batch_cells": 24, "micro_batch_cells": 5, "inputs": InputLaw(20), "mask_ratio": 0.4,
+           "weighted_share": 0.5, "lanes": 3}  # fmt: skip
+VALIDATION = {"seed": 7, "inputs": InputLaw(20), "mask_ratio": 0.4, "max_cells": 100, "batch_cells": 16}
 
 
 class Extent:
@@ -98,11 +100,11 @@ def regrouped(window: list[CellBatch]) -> list[tuple]:
     return sorted(record for batch in window for record in cells_of(batch))
 
 
-def oracle_cell(split, number, key, *, seed, max_genes, mask_ratio, weighted) -> tuple:
+def oracle_cell(split, number, key, *, seed, mask_ratio, weighted_share, max_genes=20) -> tuple:
     """One cell by itself."""
     genes, counts = split.cell(number)
     offsets, samples = np.array([0, len(genes)]), np.array([key])
-    kept, offsets = draw_genes(genes, counts, offsets, samples, seed=seed, max_genes=max_genes, weighted=weighted)
+    kept, offsets = draw_genes(genes, counts, offsets, samples, seed=seed, max_genes=max_genes, weighted_share=weighted_share)
     masked = draw_mask(genes[kept], offsets, samples, seed=seed, ratio=mask_ratio)
     return (
         key, number, [CLS_TOKEN, *genes[kept].tolist()], [0.0, *log1p_counts(counts[kept]).tolist()],
@@ -113,7 +115,7 @@ def oracle_cell(split, number, key, *, seed, max_genes, mask_ratio, weighted) ->
 def test_windows_equal_the_slow_oracle():
     split = FakeSplit(560, 64)
     order = SampleOrder(split.extent_sizes, 7, 3)
-    law = {name: OPTIONS[name] for name in ("seed", "max_genes", "mask_ratio", "weighted")}
+    law = {name: OPTIONS[name] for name in ("seed", "mask_ratio", "weighted_share")}
     for step, window in enumerate(windows(split, 30, micro_batch_cells=None)):  # into the second epoch
         samples, located = order.rank_slice(step, 24, 0, 1)
         numbers = split.starts[located.extents] + located.indices
@@ -164,7 +166,7 @@ def test_batches_are_the_same_for_any_micro_batches(world, batch_cells, micro_ba
 
 def test_micro_batches_hold_even_tokens():
     split = FakeSplit(560, 64, (0, 300))
-    for window in windows(split, 5, batch_cells=64, micro_batch_cells=16, max_genes=250):
+    for window in windows(split, 5, batch_cells=64, micro_batch_cells=16, inputs=InputLaw(250)):
         tokens = [len(batch.genes) for batch in window]
         assert len(window) == 4 and max(tokens) - min(tokens) < 0.1 * sum(tokens) / 4
         assert max(batch.n_cells for batch in window) <= 16
@@ -184,7 +186,7 @@ def test_every_cell_once_an_epoch(n_cells, extent_cells):
 
 def test_every_cell_once_in_a_large_store():
     split = FakeSplit(100_000, 1_800, (0, 6))
-    loaded = windows(split, 100, batch_cells=1_000, lanes=None, max_genes=4, micro_batch_cells=None)
+    loaded = windows(split, 100, batch_cells=1_000, lanes=None, inputs=InputLaw(4), micro_batch_cells=None)
     cells = torch.cat([batch.cells for window in loaded for batch in window])
     assert torch.equal(cells.sort().values, torch.arange(100_000))
     assert sorted(split.reads) == list(range(56))  # 64 lanes: one group, read once
@@ -205,7 +207,7 @@ def test_options_change_the_windows():
     split = FakeSplit(560, 64)
     base = [regrouped(window) for window in windows(split, 2)]
     assert [regrouped(window) for window in windows(split, 2)] == base
-    changes = [{"seed": 8}, {"lanes": 4}, {"max_genes": 19}, {"mask_ratio": 0.5}, {"weighted": False}]
+    changes = [{"seed": 8}, {"lanes": 4}, {"inputs": InputLaw(19)}, {"mask_ratio": 0.5}, {"weighted_share": 0.0}]
     for change in changes:
         assert [regrouped(window) for window in windows(split, 2, **change)] != base
 
@@ -225,7 +227,7 @@ def test_cells_of_one_gene_and_nothing_masked():
 
 def test_everything_masked_and_one_gene_shown():
     split = FakeSplit(64, 64, (5, 40))
-    ((batch,),) = windows(split, 1, mask_ratio=1.0 - 1e-12, max_genes=1, micro_batch_cells=None)
+    ((batch,),) = windows(split, 1, mask_ratio=1.0 - 1e-12, inputs=InputLaw(1), micro_batch_cells=None)
     assert len(batch.genes) == 48 and len(batch.masked) == 24 == batch.denominator.item()
     assert batch.max_tokens == 2
 
@@ -368,7 +370,7 @@ def test_validation_equals_the_slow_oracle():
     split = FakeSplit(300, 64)
     seed = random.key(7, Stream.VALIDATION)
     expected = [
-        oracle_cell(split, n, n, seed=seed, max_genes=20, mask_ratio=0.4, weighted=False) for n in range(100)
+        oracle_cell(split, n, n, seed=seed, max_genes=20, mask_ratio=0.4, weighted_share=0.0) for n in range(100)
     ]
     batches = validation(split)
     assert [record for batch in batches for record in cells_of(batch)] == expected
@@ -401,8 +403,8 @@ def test_validation_differs_from_training_and_by_seed():
     base = validation(split)
     assert [cells_of(batch) for batch in validation(split)] == [cells_of(batch) for batch in base]
     assert cells_of(validation(split, seed=8)[0]) != cells_of(base[0])
-    law = {name: OPTIONS[name] for name in ("seed", "max_genes", "mask_ratio")}
-    assert cells_of(base[0])[0] != oracle_cell(split, 0, 0, weighted=False, **law)
+    law = {name: OPTIONS[name] for name in ("seed", "mask_ratio")}
+    assert cells_of(base[0])[0] != oracle_cell(split, 0, 0, weighted_share=0.0, **law)
 
 
 def test_an_empty_validation_split_yields_nothing():
@@ -435,7 +437,7 @@ def test_windows_of_a_split_on_the_disk(tmp_path):
     assert split.extent_sizes.tolist() == [128, 128, 44, 128, 128, 128, 16]
     order = SampleOrder(split.extent_sizes, 7, 3)
     starts = np.concatenate([[0], np.cumsum(split.extent_sizes)])
-    law = {name: OPTIONS[name] for name in ("seed", "max_genes", "mask_ratio", "weighted")}
+    law = {name: OPTIONS[name] for name in ("seed", "mask_ratio", "weighted_share")}
     shares = [windows(split, 35, rank=rank, world=2) for rank in range(2)]  # into the second epoch
     for step in range(35):
         samples = np.arange(step * 24, (step + 1) * 24)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from deepspeed.utils import safe_get_full_grad
 
-from scbench.config import PretrainConfig
+from scbench.config import InputLaw, PretrainConfig
 from scbench.data.loader import Loader
 from scbench.data.store import Store
 from scbench.models.model import ExpressionModel
@@ -32,8 +32,9 @@ def main(store_path: str, out: str, stage: str, micro: str, mvc: str, plant: str
     model = ExpressionModel(config.model(store.vocabulary.size), store.vocabulary, config.seed)
     if plant:  # a gradient wrong by half must not go unnoticed
         model.get_parameter(plant).register_hook(lambda gradient: gradient * 0.5)
-    with Loader(store.split("train"), store.vocabulary, seed=0, batch_cells=32, micro_batch_cells=int(micro), max_genes=40,
-                mask_ratio=0.4, weighted=True, lanes=None, rank=rank, world=world) as loader:
+    with Loader(store.split("train"), store.vocabulary, InputLaw(40), seed=0, batch_cells=32,
+                micro_batch_cells=int(micro), mask_ratio=0.4, weighted_share=0.5, lanes=None, rank=rank,
+                world=world) as loader:
         settings, _ = engines.read_deepspeed_config(config, loader.micro_steps)
         if stage == "3":
             settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # else these small tensors stay whole

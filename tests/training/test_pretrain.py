@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from scbench import ExpressionModel, Store, prepare, pretrain
+from scbench.config import InputLaw
 from scbench.data.loader import validation_batches
 from scbench.errors import UserError
 from scbench.training import checkpoint
@@ -85,7 +86,7 @@ def test_the_validation_loss_is_that_of_the_model(small_store, tmp_path):
     run = pretrain(small_store, tmp_path / "run", **{**SMALL, "steps": 3}, precision="fp32")
     store = Store.open(small_store)
     model = ExpressionModel.from_pretrained(run.model_dir)
-    batches = validation_batches(store.split("validation"), store.vocabulary, seed=0, max_genes=40, mask_ratio=0.4,
+    batches = validation_batches(store.split("validation"), store.vocabulary, InputLaw(40), seed=0, mask_ratio=0.4,
                                  max_cells=4096, batch_cells=7)
     errors, targets = [], []
     for batch in batches:
