@@ -4,6 +4,7 @@ The store is a directory of shards (shard_format.py) with manifest.json, manifes
 Nothing is written here. TensorStore starts threads that don't survive a fork: start worker processes by spawn.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -122,10 +123,26 @@ class Split:
             full = np.full(count, shard.blocks_per_extent * BLOCK_CELLS, dtype=np.int64)
             full[-1] = shard.cells - full[:-1].sum()
             sizes.append(full)
-        self.extent_sizes = np.concatenate(sizes)
+        self.extent_sizes = self._stored_sizes = np.concatenate(sizes)
+
+    def first(self, n_cells: int) -> "Split":
+        """The split's first cells only (the store is shuffled: a random sample). At most all."""
+        part = copy.copy(self)
+        part.n_cells = min(n_cells, self.n_cells)
+        sizes = np.diff(np.minimum(np.cumsum(self.extent_sizes), part.n_cells), prepend=0)
+        part.extent_sizes = sizes[sizes > 0]
+        part.n_tokens, left = 0, part.n_cells
+        for shard in self.shards:
+            if left >= shard.cells:
+                part.n_tokens += shard.nnz
+            elif left > 0:
+                part.n_tokens += int(self._array(shard, "offsets")[left].read().result())
+            left -= shard.cells
+        return part
 
     def read_extent(self, extent: int) -> Extent:
-        """Read extent number `extent`, touching only its range of each array, and check its checksums.
+        """Read extent number `extent`, touching only its range of each array, and check its checksums. (The last extent of
+        a split's `first` cells comes whole.)
 
         Raises
         ------
@@ -139,7 +156,7 @@ class Split:
         first_block = (extent - int(self._first_extent[number])) * shard.blocks_per_extent
         last_block = min(first_block + shard.blocks_per_extent, shard.blocks)
         first_cell = first_block * BLOCK_CELLS
-        cells = slice(first_cell, first_cell + int(self.extent_sizes[extent]) + 1)
+        cells = slice(first_cell, first_cell + int(self._stored_sizes[extent]) + 1)
         try:
             stored = self._array(shard, "block_crc")[first_block:last_block].read()
             offsets = self._array(shard, "offsets")[cells].read().result()
@@ -177,7 +194,7 @@ class Split:
             tables = [pq.read_table(self._path / shard.name / CELLS_FILE, columns=columns) for shard in self.shards]
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(f"a {CELLS_FILE} of {self._path} cannot be read ({error}): run `scbench verify`.") from error
-        return pa.concat_tables(tables).to_pandas()
+        return pa.concat_tables(tables).slice(0, self.n_cells).to_pandas()
 
     def _array(self, shard: ShardInfo, name: str) -> ts.TensorStore:
         """The array `name` of a shard, opened on first use and held to the manifest's dtype and length."""

@@ -15,7 +15,7 @@ from scbench.errors import UserError
 from scbench.models import pretrained
 from scbench.models.dropout_keys import dropout_keys, no_dropout
 from scbench.models.embedding import GeneValueEmbedding
-from scbench.models.encoders import make_encoder
+from scbench.models.encoders import ENCODERS
 from scbench.models.heads import LibrarySizeOffset, MvcHead, RegressionHead
 from scbench.models.initialization import initialize
 
@@ -56,7 +56,7 @@ class ExpressionModel(nn.Module):
         self.provenance: dict = {}
         self.training_cells: np.ndarray | None = None
         self.embedding = GeneValueEmbedding(config)
-        self.encoder = make_encoder(config)
+        self.encoder = ENCODERS[config.structure](config)
         self.regression_head = RegressionHead(config.width) if config.regression else None
         self.mvc_head = MvcHead(config.width) if config.mvc else None
         self.offset = LibrarySizeOffset(config.width) if config.library_size_offset else None

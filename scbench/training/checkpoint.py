@@ -2,6 +2,7 @@
 
     checkpoints/step-00000100/
         master.safetensors  exp_avg.safetensors  exp_avg_sq.safetensors     fp32, whole, by parameter name
+        buffer.safetensors                                                  batch norm's running statistics, if there are any
         state.json          step, loader state, optimizer steps, SHA-256 of each file
 
 A checkpoint is published by one rename once every part is written and synced; nothing in it is a pickle.
@@ -85,3 +86,8 @@ def read_state(path: Path) -> dict:
 def read_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
     """{kind: {parameter name: fp32 tensor}} of a checkpoint."""
     return {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+
+
+def model_state(tensors: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What `load_state_dict` wants of `read_tensors`."""
+    return tensors["master"] | tensors.get(engines.BUFFER, {})

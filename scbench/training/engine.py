@@ -30,6 +30,7 @@ from deepspeed import utils as zero
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+BUFFER = "buffer"
 
 
 def start_process_group() -> tuple[int, int]:
@@ -99,14 +100,14 @@ def read_deepspeed_config(config: PretrainConfig, micro_steps: int) -> tuple[dic
 
 
 def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
-    """Torch's own optimizer; AdamW decays matrices by 0.01, and neither tables, norms nor biases.
+    """Torch's own optimizer; AdamW decays matrices by 0.01, and neither tables, norms, biases nor Mamba's decay rates.
 
     Its rate is 0 until `set_learning_rate`: DeepSpeed may step it while it starts.
     """
     if config.optimizer != "adamw":
         return {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimizer](model.parameters(), lr=0.0)
     named = list(model.named_parameters())
-    matrices = [p for name, p in named if p.ndim == 2 and not name.endswith("table")]
+    matrices = [p for name, p in named if p.ndim >= 2 and not name.endswith(("table", "logarithm"))]
     chosen = {id(p) for p in matrices}
     return torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.01},
@@ -172,7 +173,7 @@ def _link_moments(engine: deepspeed.DeepSpeedEngine) -> None:
 
 
 def full_state(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, str, Tensor]]:
-    """(parameter name, "master" or a moment's name, whole fp32 tensor on the CPU), for any ZeRO stage.
+    """(name, "master", a moment's name or BUFFER, whole fp32 tensor on the CPU), for any ZeRO stage.
 
     A collective operation: every rank must run through it.
     """
@@ -191,6 +192,8 @@ def full_state(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, str, Te
                 tensor = zero.safe_get_full_optimizer_state(parameter, kind) if adam else None
             if tensor is not None:
                 yield name, kind, tensor.detach().float().cpu()
+    for name, buffer in engine.module.named_buffers():  # batch norm's running statistics; each rank has its own, rank 0's stay
+        yield name, BUFFER, buffer.detach().cpu()
 
 
 def set_full_state(engine: deepspeed.DeepSpeedEngine, tensors: dict[str, dict[str, Tensor]], steps: int) -> None:
@@ -199,9 +202,11 @@ def set_full_state(engine: deepspeed.DeepSpeedEngine, tensors: dict[str, dict[st
     _link_moments(engine)
     masters = _masters(engine) if engine.zero_optimization_stage() == 0 else None
     states = _base_optimizer(engine).state
+    for name, buffer in engine.module.named_buffers():
+        buffer.copy_(tensors[BUFFER][name])
     for name, parameter in engine.module.named_parameters():
-        for kind, values in tensors.items():
-            value = values[name]
+        for kind in tensors.keys() - {BUFFER}:
+            value = tensors[kind][name]
             if masters is not None:
                 master = masters[parameter]
                 (master.data if kind == "master" else states[master][kind]).copy_(value)

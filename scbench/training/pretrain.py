@@ -27,14 +27,14 @@ import torch
 from scbench.config import InputLaw, PretrainConfig
 from scbench.data.batch import CellBatch
 from scbench.data.loader import Loader
-from scbench.data.store import Store
+from scbench.data.store import Split, Store
 from scbench.errors import UserError
 from scbench.files import refuse_existing, write_text
 from scbench.models.model import ExpressionModel
 from scbench.training import checkpoint
 from scbench.training import engine as engines
 from scbench.training.engine import dist
-from scbench.training.schedule import default_warmup, learning_rate
+from scbench.training.schedule import rates
 from scbench.training.telemetry import Telemetry, environment
 from scbench.training.validation import validate
 
@@ -95,6 +95,7 @@ def _pretrain(config: PretrainConfig) -> Run:
     train = store.split("train")
     if train.n_cells == 0:
         raise UserError(f"the store {config.store} has no training cells: prepare it with a larger training share.")
+    train = train.first(math.ceil(config.data_share * train.n_cells))
     if config.batch_cells < world:
         raise UserError(f"--batch-cells {config.batch_cells} is less than one cell for each of the {world} ranks.")
     steps = config.steps or math.ceil((config.epochs or 1) * train.n_cells / config.batch_cells)
@@ -108,7 +109,7 @@ def _pretrain(config: PretrainConfig) -> Run:
     start_step, tensors = 0, None
     if start is not None:
         start_step, tensors = checkpoint.read_state(start)["step"], checkpoint.read_tensors(start)
-        model.load_state_dict(tensors["master"])
+        model.load_state_dict(checkpoint.model_state(tensors))
     loader = Loader(
         train, store.vocabulary, model.config.inputs, seed=config.seed, batch_cells=config.batch_cells,
         micro_batch_cells=config.micro_batch_cells, mask_ratio=config.mask_ratio,
@@ -125,11 +126,11 @@ def _pretrain(config: PretrainConfig) -> Run:
             print(note, file=sys.stderr)
     try:
         with loader:
-            validation = _train(config, store, engine, loader, telemetry, start_step, steps, tensors)
+            validation = _train(config, store, engine, loader, telemetry, start_step, steps, tensors, train.n_cells)
     finally:
         if telemetry is not None:
             telemetry.close()
-    return _finish(config, store, steps, validation)
+    return _finish(config, store, train, steps, validation)
 
 
 def _open_run(config: PretrainConfig, run_config: dict) -> None:
@@ -152,7 +153,7 @@ def _open_run(config: PretrainConfig, run_config: dict) -> None:
 def _restore(engine, tensors: dict, step: int) -> None:
     """Put a checkpoint's master weights and moments into the engine. One step at rate 0 makes the state exist first."""
     engines.set_learning_rate(engine, 0.0)
-    batch = CellBatch.from_lists([[0]], [[1.0]], [[True]]).to(engine.device)
+    batch = CellBatch.from_lists([[0]], [[1.0]], [[True]], pad_to=engine.module.config.inputs.pad_to).to(engine.device)
     for _ in range(engine.gradient_accumulation_steps()):
         engine.backward(engine(batch).loss)
         engine.step()
@@ -178,7 +179,8 @@ def backward(engine, window: list[CellBatch], denominator: torch.Tensor) -> torc
     return parts
 
 
-def _train(config, store, engine, loader, telemetry, start_step: int, steps: int, tensors: dict | None) -> dict[str, float]:
+def _train(config, store, engine, loader, telemetry, start_step: int, steps: int, tensors: dict | None,
+           train_cells: int) -> dict[str, float]:
     """Run the optimizer steps; returns the last validation. Order of a step: batch, forward and backward of each
     micro-step, optimizer, losses read, validation, checkpoint."""
     if tensors is not None:
@@ -186,7 +188,7 @@ def _train(config, store, engine, loader, telemetry, start_step: int, steps: int
     engine.train()
     device = engine.device
     lag = READ_LAG if device.type == "cuda" else 0
-    warmup = default_warmup(steps) if config.warmup_steps is None else config.warmup_steps
+    rate_of = rates(config, steps, train_cells)
     split = store.split("validation")
     inputs = _validation_inputs(config, engine.module.config.inputs)
     unread: deque[tuple[int, torch.Tensor, dict]] = deque()
@@ -199,7 +201,7 @@ def _train(config, store, engine, loader, telemetry, start_step: int, steps: int
             # One small reduction: the masked genes of all ranks, and whether any rank was told to stop.
             shared = torch.stack([window[0].denominator, torch.tensor(float(stop.asked))]).to(device, non_blocking=True)
             dist.all_reduce(shared)
-            rate = learning_rate(step - 1, steps, config.lr, warmup)
+            rate = rate_of(step - 1)
             engines.set_learning_rate(engine, rate)
             losses = backward(engine, window, shared[0])
             norm = engines.gradient_norm_before_step(engine)
@@ -268,12 +270,13 @@ class _StopSignal:
             signal.signal(signal.SIGTERM, self.before)
 
 
-def _finish(config: PretrainConfig, store: Store, steps: int, validation: dict[str, float]) -> Run:
+def _finish(config: PretrainConfig, store: Store, train: Split, steps: int, validation: dict[str, float]) -> Run:
     """Write model/ from the last checkpoint."""
     model_dir = config.output / "model"
     if dist.get_rank() == 0:
         model = ExpressionModel(config.model(store.vocabulary.size), store.vocabulary, config.seed)
-        model.load_state_dict(checkpoint.read_tensors(checkpoint.checkpoint_path(config.output, steps))["master"])
+        last = checkpoint.read_tensors(checkpoint.checkpoint_path(config.output, steps))
+        model.load_state_dict(checkpoint.model_state(last))
         provenance = {
             "store_fingerprint": store.fingerprint,
             "sources": store.manifest["sources"],
@@ -284,7 +287,7 @@ def _finish(config: PretrainConfig, store: Store, steps: int, validation: dict[s
             "validation": validation,
         }
         seen = [split.cells(["content_hash"])["content_hash"].to_numpy()
-                for split in (store.split("train"), store.split("validation")) if split.n_cells]
+                for split in (train, store.split("validation")) if split.n_cells]
         if model_dir.exists():
             shutil.rmtree(model_dir)  # a finished run that was resumed
         model.save_pretrained(model_dir, provenance, np.concatenate(seen))

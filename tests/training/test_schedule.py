@@ -8,7 +8,8 @@ import pytest
 from scbench.config import PretrainConfig
 from scbench.errors import UserError
 from scbench.training.engine import read_deepspeed_config
-from scbench.training.schedule import default_warmup, learning_rate
+from scbench.training.schedule import learning_rate
+from scbench.training.schedule import rates as rates_of
 
 
 def config(**options) -> PretrainConfig:
@@ -30,7 +31,18 @@ def test_short_runs_learn(steps, warmup):
 
 
 def test_default_warm_up():
-    assert [default_warmup(n) for n in (5, 300, 10**6)] == [0, 30, 10_000]
+    for steps, warmup in [(5, 0), (300, 30), (10**6, 10_000)]:
+        expected = [learning_rate(step, steps, 2e-4, warmup) for step in range(5)]
+        assert [rates_of(config(), steps, 1_000)(step) for step in range(5)] == expected
+
+
+def test_the_recipe_of_the_paper_warms_up_in_the_first_epoch_only():
+    rate = rates_of(config(recipe="aaai2025"), 70_850, 906_890)  # 7,086 steps an epoch, the last one short
+    assert rate(0) == 0
+    assert rate(5_000) == pytest.approx(1e-4)
+    assert rate(7_085) == rate(7_086) == rate(70_849) == pytest.approx(0.7085 * 2e-4)
+    long = rates_of(config(recipe="aaai2025"), 200_000, 128 * 20_000)
+    assert long(10_000) == long(199_999) == 2e-4
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

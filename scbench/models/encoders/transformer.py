@@ -1,5 +1,6 @@
 """Transformer encoder over packed cells: full attention, post-LN, ReLU, feed-forward width = model width, no positions."""
 
+import torch
 from torch import Tensor, nn
 
 from scbench.config import ModelConfig
@@ -9,16 +10,20 @@ from scbench.kernels.attention import attention
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.encoder import Encoder
 
-ATTENTION_OUTPUT, FEED_FORWARD_INNER, FEED_FORWARD_OUTPUT = range(3)  # the dropout sites of a layer
+ATTENTION_OUTPUT, FEED_FORWARD_INNER, FEED_FORWARD_OUTPUT, ATTENTION_PROBABILITIES = range(4)  # the dropout sites of a layer
 
 
 class TransformerLayer(nn.Module):
-    """x ← LN(x + attention(x)); x ← LN(x + W₂ relu(W₁ x)) (Vaswani et al. 2017), dropout at three sites."""
+    """x ← LN(x + attention(x)); x ← LN(x + W₂ relu(W₁ x)) (Vaswani et al. 2017), dropout at three sites.
+
+    Recipe aaai2025: on the attention probabilities too, and pads attend but are not attended to.
+    """
 
     def __init__(self, config: ModelConfig, number: int):
         super().__init__()
         width = config.width
         self.number, self.heads, self.probability = number, config.heads, config.dropout
+        self.reference = config.recipe == "aaai2025"
         self.query_key_value = nn.Linear(width, 3 * width)
         self.attention_output = nn.Linear(width, width)
         self.attention_norm = nn.LayerNorm(width)
@@ -26,11 +31,15 @@ class TransformerLayer(nn.Module):
         self.linear2 = nn.Linear(width, width)
         self.feed_forward_norm = nn.LayerNorm(width)
 
-    def forward(self, states: Tensor, cell_offsets: Tensor, keys: DropoutKeys) -> Tensor:
+    def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:
         """states [T, D] → [T, D]."""
         tokens, width = states.shape
         query, key, value = self.query_key_value(states).view(tokens, 3, self.heads, -1).unbind(1)
-        mixed = self.attention_output(attention(query, key, value, cell_offsets).reshape(tokens, width))
+        options = {}
+        if self.reference:
+            options = {"key_lengths": batch.lengths, "token_keys": keys(self.number, ATTENTION_PROBABILITIES),
+                       "probability": self.probability}
+        mixed = self.attention_output(attention(query, key, value, batch.cell_offsets, **options).reshape(tokens, width))
         norm = self.attention_norm
         states = add_norm(mixed, states, norm.weight, norm.bias, keys(self.number, ATTENTION_OUTPUT), self.probability)
         inner = relu_dropout(self.linear1(states), keys(self.number, FEED_FORWARD_INNER), self.probability)
@@ -50,5 +59,9 @@ class TransformerEncoder(Encoder):
     def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:
         """states [T, D] → [T, D]."""
         for layer in self.layers:
-            states = layer(states, batch.cell_offsets, keys)
+            states = layer(states, batch, keys)
+        if self.config.recipe == "aaai2025" and not self.training:
+            # torch's fast path of nn.TransformerEncoder leaves zeros at pads; avg pooling, as the reference does it, sees them
+            ends = (batch.cell_offsets[:-1] + batch.lengths).repeat_interleave(batch.cell_offsets.diff())
+            states = states * (torch.arange(len(states), device=states.device) < ends)[:, None]
         return states
