@@ -17,7 +17,7 @@ class _CausalConvolution(torch.autograd.Function):
         for cell, out in zip(x.split(ctx.lengths), output.split(ctx.lengths), strict=True):
             cell = cell.to(dtype)
             mixed = torch.addcmul(bias.to(dtype), cell, taps[0])
-            for shift in range(1, min(len(taps), len(cell))):
+            for shift in range(1, len(taps)):
                 mixed[shift:].addcmul_(cell[:-shift], taps[shift])
             out.copy_(mixed)
         return output
@@ -33,7 +33,7 @@ class _CausalConvolution(torch.autograd.Function):
             cell, g = cell.to(dtype), g.to(dtype)
             grad_cell = g * taps[0]
             grad_taps[0] += (g * cell).sum(0)
-            for shift in range(1, min(len(taps), len(cell))):
+            for shift in range(1, len(taps)):
                 grad_cell[:-shift].addcmul_(g[shift:], taps[shift])
                 grad_taps[shift] += (g[shift:] * cell[:-shift]).sum(0)
             grad_bias += g.sum(0)
