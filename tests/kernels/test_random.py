@@ -105,6 +105,7 @@ def test_streams_are_distinct_and_their_numbers_are_fixed():
     assert {stream.name: stream.value for stream in Stream} == {
         "SHUFFLE": 1, "SPLIT": 2, "EXTENT": 3, "CELL": 4, "SUBSET_LAW": 5, "SUBSET": 6, "MASK": 7, "DROPOUT": 8,
         "INITIALIZATION": 9, "EMBEDDING": 10, "CONTENT": 11, "VALIDATION": 12, "EVALUATION": 13,
+        "ORDER": 14, "BINS": 15,
     }  # fmt: skip
     keys = {random.key(seed, stream, sample) for seed in range(50) for stream in Stream for sample in range(50)}
     assert len(keys) == 50 * len(Stream) * 50
