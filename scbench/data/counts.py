@@ -63,12 +63,12 @@ def undo_log1p(values: np.ndarray) -> tuple[np.ndarray, Problem | None]:
     with np.errstate(all="ignore"):  # values out of range are found below
         scaled = np.expm1(wide)
         counts = np.rint(scaled)
-        tolerance = 1e-3 + 2 * (counts + 1) * np.log1p(counts) * 2.0**-24
+        too_far = np.abs(scaled - counts) > 1e-3 + 2 * (counts + 1) * np.log1p(counts) * 2.0**-24
     for reason, bad in (
         ("NaN", np.isnan(wide)),
         ("negative values", wide < 0),
         ("values over log1p(2³²−1)", counts > MAX_COUNT),
-        ("values whose expm1 is no whole number", (np.abs(scaled - counts) > tolerance) & (counts <= EXACT_COUNT)),
+        ("values whose expm1 is no whole number", too_far & (counts <= EXACT_COUNT)),
     ):
         if bad.any():
             position = int(np.argmax(bad))

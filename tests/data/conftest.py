@@ -1,4 +1,4 @@
-"""Small h5ad files, and the oracle of the store tests: every stored cell as a dense row by gene name."""
+"""Small h5ad and parquet files, and the oracle of the store tests: every stored cell as a dense row by gene name."""
 
 import os
 import subprocess
@@ -8,6 +8,8 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 
@@ -22,6 +24,26 @@ def write_cells(tmp_path):
         var = pd.DataFrame(index=[f"g{i}" for i in range(counts.shape[1])] if genes is None else list(genes))
         path = tmp_path / name
         anndata.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=frame, var=var).write_h5ad(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_parquet(tmp_path):
+    """write(name, counts, **obs) -> path of a parquet file of dense `counts` [cells, token ids], as the reference has it."""
+
+    def write(name: str, counts: np.ndarray, *, genes="float", expressions="float", row_group_size=None, **obs) -> Path:
+        counts = np.asarray(counts)
+        ids = [np.flatnonzero(row) for row in counts]
+        values = [np.log1p(row[row > 0].astype(np.float32)) for row in counts]
+        columns = {
+            "genes": pa.array(ids, pa.list_(pa.int64())).cast(pa.list_(pa.type_for_alias(genes))),
+            "expressions": pa.array(values, pa.list_(pa.float32())).cast(pa.list_(pa.type_for_alias(expressions))),
+        }
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table(columns | obs), path, row_group_size=row_group_size)
         return path
 
     return write

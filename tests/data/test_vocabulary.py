@@ -26,6 +26,8 @@ def test_files_are_the_same_bytes_for_the_same_vocabulary(tmp_path):
     assert loaded.tokens == first.tokens
     assert loaded.fingerprint == first.fingerprint == again.fingerprint
     assert Vocabulary.build(["A"]).fingerprint != first.fingerprint
+    assert loaded == again and hash(loaded) == hash(again)
+    assert loaded != Vocabulary.build(["A"]) and loaded != first.tokens
 
 
 def test_specials_may_stand_anywhere_and_ids_may_have_gaps():
