@@ -186,10 +186,11 @@ def test_losses_gradients_and_batch_statistics_of_training_equal_the_reference_s
     assert_near(ours.loss, loss, 1e-9, "loss")
     keys = {name: _reference_name(name, structure) for name in model.state_dict()}
     assert len(set(keys.values())) == len(keys)
+    largest = max(float(parameter.grad.abs().max()) for parameter in model.parameters())
     for name, parameter in model.named_parameters():
         gradient = oracle.get_parameter(keys[name]).grad
         assert parameter.grad is not None, name
-        assert_near(parameter.grad, gradient, 1e-8, name, floor=1e-5)  # a bias before a batch norm has none
+        assert_near(parameter.grad, gradient, 1e-8, name, floor=largest * 1e-4)  # a bias before a batch norm has none
     statistics = [name for name, _ in model.named_buffers() if "running" in name]
     assert (len(statistics) > 0) == (structure in ("cnn", "cnn_sorted", "linear_mixer"))
     for name in statistics:
