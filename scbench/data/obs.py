@@ -57,7 +57,7 @@ class ParquetObs(Obs):
     def __init__(self, path: Path):
         self._file = pq.ParquetFile(path)
         groups = self._file.metadata
-        self._starts = np.cumsum([0, *(groups.row_group(i).num_rows for i in range(groups.num_row_groups))])
+        self.starts = np.cumsum([0, *(groups.row_group(i).num_rows for i in range(groups.num_row_groups))])  # [row groups+1]
         self._index = _index_column(self._file.schema_arrow)
         self._held: dict[str, tuple[int, pa.Array]] = {}  # the row group of each column that was read last
 
@@ -75,11 +75,11 @@ class ParquetObs(Obs):
     def read(self, column: str, start: int, stop: int) -> pa.Array:
         """The values of cells `start` … `stop`−1 as int64, float64 or string; null where there is none."""
         pieces = [_column(pa.chunked_array([], self._file.schema_arrow.field(column).type))]
-        first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        for group in range(first, int(np.searchsorted(self._starts, stop))):
-            low = max(start, int(self._starts[group]))
-            high = min(stop, int(self._starts[group + 1]))
-            pieces.append(self._group(column, group).slice(low - int(self._starts[group]), high - low))
+        first = int(np.searchsorted(self.starts, start, side="right")) - 1
+        for group in range(first, int(np.searchsorted(self.starts, stop))):
+            first_row, end = (int(row) for row in self.starts[group : group + 2])
+            low = max(start, first_row)
+            pieces.append(self._group(column, group).slice(low - first_row, min(stop, end) - low))
         return pa.concat_arrays(pieces)
 
     def _group(self, column: str, group: int) -> pa.Array:

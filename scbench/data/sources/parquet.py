@@ -50,15 +50,13 @@ class ParquetSource:
         self._vocabulary = vocabulary
         self._is_gene = own_tokens(vocabulary) >= 0
         self._file = _open_file(Path(path))
+        self._obs = ParquetObs(Path(path))
         try:
             self.n_cells: int = self._file.metadata.num_rows
             if self.n_cells == 0:
                 raise UserError(f"{self.name} has no cells.")
-            groups = range(self._file.num_row_groups)
-            self._starts = np.cumsum([0, *(self._file.metadata.row_group(group).num_rows for group in groups)])
             self._batches: Iterator[pa.RecordBatch] = iter(())
             self._low = self._high = 0  # the rows of self._batch
-            self._obs = ParquetObs(Path(path))
             self.read(0, min(BATCH_ROWS, self.n_cells))
         except BaseException:
             self.close()
@@ -73,6 +71,7 @@ class ParquetSource:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        self._obs.close()
 
     @property
     def identity(self) -> GeneIdentity:
@@ -138,11 +137,11 @@ class ParquetSource:
 
     def _go_to(self, row: int) -> None:
         """Read on, or anew from the row group of `row`, until the batch that holds `row`."""
-        group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        if row < self._low or self._starts[group] > self._high or self._high == 0:
+        group = int(np.searchsorted(self._obs.starts, row, side="right")) - 1
+        if row < self._low or self._obs.starts[group] > self._high or self._high == 0:
             groups = range(group, self._file.num_row_groups)
             self._batches = self._file.iter_batches(BATCH_ROWS, row_groups=groups, columns=list(CELL_LISTS), use_threads=False)
-            self._low = self._high = int(self._starts[group])
+            self._low = self._high = int(self._obs.starts[group])
         while row >= self._high:
             self._batch = next(self._batches)
             self._low, self._high = self._high, self._high + len(self._batch)
