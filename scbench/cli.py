@@ -20,7 +20,9 @@ VERBS = {  # config of the verb → the function that runs it
     config.PretrainConfig: "scbench.training.pretrain:run_pretrain",
     config.EmbedConfig: "scbench.evaluation.embed:run_embed",
     config.ClassificationConfig: "scbench.evaluation.classification:run_classification",
+    config.EvaluateConfig: "scbench.evaluation.evaluate:run_evaluate",
     config.DemoConfig: "scbench.evaluation.demo:run_demo",
+    config.CompareConfig: "scbench.evaluation.compare:run_compare",
     config.ImportReferenceConfig: "scbench.models.import_reference:run_import_reference",
 }
 
@@ -35,8 +37,10 @@ def parse(arguments: list[str]) -> config.Common:
     app.command(config.InfoConfig, name="info")
     app.command(config.VerifyConfig, name="verify")
     app.command(config.PretrainConfig, name="pretrain")
+    app.command(config.EvaluateConfig, name="evaluate")
     app.command(config.EmbedConfig, name="embed")
     app.command(benchmark, name="benchmark")
+    app.command(config.CompareConfig, name="compare")
     app.command(config.ImportReferenceConfig, name="import-reference")
     description = "Pretrain and benchmark foundation models of single-cell transcriptomes."
     return app.cli(prog="scbench", description=description, args=arguments)
