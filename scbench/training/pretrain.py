@@ -153,7 +153,9 @@ def _open_run(config: PretrainConfig, run_config: dict) -> None:
 def _restore(engine, tensors: dict, step: int) -> None:
     """Put a checkpoint's master weights and moments into the engine. One step at rate 0 makes the state exist first."""
     engines.set_learning_rate(engine, 0.0)
-    batch = CellBatch.from_lists([[0]], [[1.0]], [[True]], pad_to=engine.module.config.inputs.pad_to).to(engine.device)
+    # two cells: batch norm has no variance of one
+    batch = CellBatch.from_lists([[0]] * 2, [[1.0]] * 2, [[True]] * 2, pad_to=engine.module.config.inputs.pad_to)
+    batch = batch.to(engine.device)
     for _ in range(engine.gradient_accumulation_steps()):
         engine.backward(engine(batch).loss)
         engine.step()
@@ -234,8 +236,7 @@ def _train(config, store, engine, loader, telemetry, start_step: int, steps: int
 
 def _validation_inputs(config: PretrainConfig, inputs: InputLaw) -> InputLaw:
     """How validation cells are seen: as in training, but for --validation-max-genes."""
-    max_genes = config.validation_max_genes or inputs.max_genes
-    return inputs._replace(max_genes=max_genes, pad_to=inputs.pad_to and max(max_genes, inputs.pad_to))
+    return inputs.with_max_genes(config.validation_max_genes or inputs.max_genes)
 
 
 def _read(step: int, values: torch.Tensor, row: dict, config: PretrainConfig, telemetry: Telemetry | None) -> bool:
