@@ -171,7 +171,7 @@ def encode(
             raise UserError(f"{name} is {value}: it must be at least 1.")
     if model.config.structure == "linear_mixer" and max_genes > inputs.max_genes:
         raise UserError(f"max_genes is {max_genes}: a linear_mixer has weights for {inputs.max_genes} genes only.")
-    inputs = inputs._replace(max_genes=max_genes, pad_to=inputs.pad_to and max(max_genes, inputs.pad_to))
+    inputs = inputs.with_max_genes(max_genes)
     weighted = model.config.recipe == "aaai2025" and model.provenance.get("training", {}).get("weighted_sampling", True)
     sampler = CellSampler(
         model.vocabulary, inputs, seed=random.key(seed, Stream.EMBEDDING), weighted_share=1.0 if weighted else 0.0
@@ -184,7 +184,7 @@ def encode(
     keys = random.bits(hashes[rows], draw)
     by_length = np.argsort(-np.minimum(lengths[rows], max_genes), kind="stable")
     sums = np.zeros((len(lengths), model.config.width))
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(rows), batch_cells):
             chosen = by_length[start : start + batch_cells]
             batch_rows = rows[chosen]
@@ -206,7 +206,7 @@ def _draws(model: ExpressionModel, draws: int | None) -> int:
 
 
 @contextlib.contextmanager
-def _evaluating(model: ExpressionModel) -> Iterator[None]:
+def evaluating(model: ExpressionModel) -> Iterator[None]:
     """Without dropout and gradients; the model's mode is put back."""
     training = model.training
     model.eval()

@@ -40,7 +40,7 @@ def stratified_folds(classes: np.ndarray, hashes: np.ndarray, folds: int, seed: 
     return fold
 
 
-def _weights(cells: int, seed: int) -> Iterator[np.ndarray]:
+def resamples(cells: int, seed: int) -> Iterator[np.ndarray]:
     """How often each cell is drawn, float64 [rows, cells], in chunks: first a row of ones, then RESAMPLES bootstrap rows."""
     yield np.ones((1, cells))
     key = random.key(seed, Stream.EVALUATION, _BOOTSTRAP)
@@ -70,7 +70,7 @@ def score(truth: np.ndarray, predictions: dict, seed: int) -> dict[object, Score
     true_class = one_hot[truth]
     accuracy = {method: [] for method in predictions}
     macro_f1 = {method: [] for method in predictions}
-    for weights in _weights(len(truth), seed):
+    for weights in resamples(len(truth), seed):
         true_cells = weights @ true_class
         present = true_cells > 0
         for method, repetitions in predictions.items():
