@@ -114,7 +114,7 @@ def benchmark_classification(
         name: _embed(network, cells, seed, progress and f"embedding, {name}")
         for name, network in [(MODEL, model), (UNTRAINED, untrained)]
     }
-    predictions, depth_r2 = _predict(cells, embeddings, seeds, folds, seed, progress)
+    predictions, depth_r2 = predict(cells, embeddings, seeds, folds, seed, progress)
     scores = score(cells.classes, predictions, seed)
     common = {"seeds": seeds, "folds": folds, "cells": len(cells.classes), "classes": len(cells.class_names)}
     rows = [
@@ -148,10 +148,12 @@ def _embed(model: ExpressionModel, cells: LabelledCells, seed: int, progress: st
         return embed.encode(model, cells.tokens, cells.hashes, seed=seed, advance=advance)
 
 
-def _predict(
-    cells: LabelledCells, embeddings: dict[str, np.ndarray], seeds: int, folds: int, seed: int, progress: bool
+def predict(
+    cells: LabelledCells, embeddings: dict[str, np.ndarray], seeds: int, folds: int, seed: int, progress: bool,
+    beside: tuple[str, ...] = (DEPTH, PCA, GENES, MAJORITY),
 ) -> tuple[dict[Method, np.ndarray], dict[str, float]]:
-    """Out-of-fold predictions of every method, int64 [seeds, cells], and R² of depth read from each embedding."""
+    """Out-of-fold predictions of every embedding and of the baselines `beside` it, int64 [seeds, cells], and R² of depth
+    read from each embedding."""
     values = baselines.log_normalise(cells.counts)
     depth = baselines.depth_features(cells.counts)
     log_totals = depth[:, 0]
@@ -159,12 +161,14 @@ def _predict(
     def rows_of(embedding: np.ndarray) -> Features:
         return Features(lambda train, test: (embedding[train], embedding[test]))
 
-    features = {
-        **{name: rows_of(embedding) for name, embedding in embeddings.items()},
+    fitted_on = {
         DEPTH: Features(lambda train, test: baselines.standardised(depth, train, test)),
         PCA: Features(lambda train, test: baselines.principal_components(values, train, test)),
     }
-    methods = [*((name, probe) for name in features for probe in (KNN, LINEAR)), (GENES, LINEAR), (MAJORITY, NO_PROBE)]
+    features = {name: rows_of(embedding) for name, embedding in embeddings.items()}
+    features |= {name: feature for name, feature in fitted_on.items() if name in beside}
+    alone = [method for method in ((GENES, LINEAR), (MAJORITY, NO_PROBE)) if method[0] in beside]
+    methods = [*((name, probe) for name in features for probe in (KNN, LINEAR)), *alone]
     n = len(cells.classes)
     predictions = {method: np.empty((seeds, n), dtype=np.int64) for method in methods}
     depths = {name: np.empty((seeds, n)) for name in features if name != DEPTH}
@@ -181,8 +185,12 @@ def _predict(
                     predictions[name, LINEAR][repetition, test] = probes.linear_probe(fitted, classes, held_out)
                     if name in depths:
                         depths[name][repetition, test] = probes.read_depth(fitted, log_totals[train], held_out)
-                predictions[GENES, LINEAR][repetition, test] = baselines.regress_on_genes(values, cells.classes, train, test)
-                predictions[MAJORITY, NO_PROBE][repetition, test] = baselines.majority(classes, len(test))
+                if GENES in beside:
+                    predictions[GENES, LINEAR][repetition, test] = baselines.regress_on_genes(
+                        values, cells.classes, train, test
+                    )
+                if MAJORITY in beside:
+                    predictions[MAJORITY, NO_PROBE][repetition, test] = baselines.majority(classes, len(test))
                 advance(1)
     return predictions, {name: probes.r_squared(log_totals, predicted) for name, predicted in depths.items()}
 

@@ -8,6 +8,7 @@ import scipy.sparse
 from scbench.data.cells import CellTokens, Counts, content_hash, take, to_tokens
 from scbench.data.gene_identity import map_genes
 from scbench.data.sources.anndata import AnnDataSource
+from scbench.data.store import Store
 from scbench.errors import UserError
 from scbench.evaluation import embed, labels
 from scbench.evaluation.progress import progress_bar
@@ -80,21 +81,56 @@ def read_cells(
             kept.append(rows + start)
             advance(len(found))
     tokens, counts = _join([part for part, _ in parts]), scipy.sparse.vstack([part for _, part in parts], format="csr")
-    hashes, kept = np.concatenate(hashes), np.concatenate(kept)
+    found = {"total": source.n_cells, "unlabelled": int((~labelled).sum()), "overlapping": overlapping}
+    overlap = TRANSDUCTIVE if allow_overlap else NOT_CHECKABLE if known is None else UNSEEN
+    return _choose(tokens, counts, np.concatenate(hashes), words[np.concatenate(kept)], source.name, label, found, overlap,
+                   matching)
+
+
+def read_stored_cells(store: Store, split: str, label: str, most: int) -> LabelledCells:
+    """The same of the first `most` cells of a split, for any model that was pretrained on another split of the store.
+
+    Counts are of the store's vocabulary, one column a token. UserError if the store didn't keep the label, or if too few
+    cells remain.
+    """
+    name = f"the {split} split of {store.path}"
+    part = store.split(split).first(most)
+    obs = part.cells()
+    if label not in obs.columns:
+        raise UserError(f"{store.path} keeps no column {label!r}: prepare it with --keep-obs {label} or choose another --label.")
+    words = labels.read_labels(obs, label, name)
+    rows = np.flatnonzero([word is not None for word in words])
+    if not len(rows):
+        raise UserError(f"column {label!r} of {name} holds no label at all: choose another --label.")
+    # the last extent may hold more cells than were asked for
+    extents = [part.read_extent(number) for number in range(len(part.extent_sizes))]
+    genes, counts = (np.concatenate([extent[field] for extent in extents]).astype(np.uint32) for field in (0, 1))
+    lengths = np.concatenate([np.diff(extent.offsets) for extent in extents])
+    cells = CellTokens(genes, counts, np.concatenate([[0], np.cumsum(lengths)]), obs["total"].to_numpy())
+    tokens = take(cells, rows)
+    shape = (len(rows), store.vocabulary.size)
+    matrix = scipy.sparse.csr_matrix((tokens.counts.astype(np.float32), tokens.genes, tokens.offsets), shape)
+    found = {"total": part.n_cells, "unlabelled": part.n_cells - len(rows), "overlapping": 0}
+    return _choose(tokens, matrix, obs["content_hash"].to_numpy()[rows], words[rows], name, label, found, UNSEEN, {})
+
+
+def _choose(
+    tokens: CellTokens, counts: scipy.sparse.csr_matrix, hashes: np.ndarray, words: np.ndarray, source: str, label: str,
+    found: dict[str, int], overlap: str, matching: dict,
+) -> LabelledCells:
+    """Each labelled cell once, in classes of some size; `words` are their labels, `found` says who is missing already."""
     once = np.sort(np.unique(hashes, return_index=True)[1])
-    chosen = labels.choose_classes(words[kept[once]])
+    chosen = labels.choose_classes(words[once])
     counted = {
-        "total": source.n_cells, "used": len(chosen.codes), "unlabelled": int((~labelled).sum()), "overlapping": overlapping,
-        "duplicates": len(hashes) - len(once), "in_small_classes": sum(chosen.dropped.values()),
+        **found, "used": len(chosen.codes), "duplicates": len(hashes) - len(once),
+        "in_small_classes": sum(chosen.dropped.values()),
     }
     if len(chosen.names) < 2:
-        raise UserError(_too_few(source.name, label, counted, chosen))
+        raise UserError(_too_few(source, label, counted, chosen))
     rows = once[chosen.keep]
     return LabelledCells(
         tokens=take(tokens, rows), counts=counts[rows], hashes=hashes[rows], classes=chosen.codes,
-        class_names=chosen.names, dropped_classes=chosen.dropped, counted=counted,
-        overlap=TRANSDUCTIVE if allow_overlap else NOT_CHECKABLE if known is None else UNSEEN,
-        matching=matching,
+        class_names=chosen.names, dropped_classes=chosen.dropped, counted=counted, overlap=overlap, matching=matching,
     )
 
 
