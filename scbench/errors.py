@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one clear sentence: what is wrong, where, and what to do. The command line prints it without a
     traceback and exits with code 2.
     """
+
+
+class DivergedError(UserError):
+    """A loss that is not finite: the run cannot go on as it is."""

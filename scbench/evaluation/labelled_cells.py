@@ -97,7 +97,7 @@ def read_stored_cells(store: Store, split: str, label: str, most: int) -> Labell
     part = store.split(split).first(most)
     obs = part.cells()
     if label not in obs.columns:
-        raise UserError(f"{store.path} keeps no column {label!r}: prepare it with --keep-obs {label} or choose another --label.")
+        raise UserError(f"{store.path} keeps no column {label!r}: prepare it with --keep-obs {label}, or choose another.")
     words = labels.read_labels(obs, label, name)
     rows = np.flatnonzero([word is not None for word in words])
     if not len(rows):

@@ -28,7 +28,7 @@ from scbench.config import InputLaw, PretrainConfig
 from scbench.data.batch import CellBatch
 from scbench.data.loader import Loader
 from scbench.data.store import Split, Store
-from scbench.errors import UserError
+from scbench.errors import DivergedError, UserError
 from scbench.files import refuse_existing, write_text
 from scbench.models.model import ExpressionModel
 from scbench.training import checkpoint
@@ -244,7 +244,7 @@ def _read(step: int, values: torch.Tensor, row: dict, config: PretrainConfig, te
     regression, mvc, tokens, stopped = values.tolist()
     if not math.isfinite(regression + mvc):
         first = (step - 1) * config.batch_cells
-        raise UserError(
+        raise DivergedError(
             f"the loss of step {step} is not finite (seed {config.seed}, samples {first} to "
             f"{first + config.batch_cells - 1}): lower --lr, or go on from the last checkpoint with --resume."
         )
