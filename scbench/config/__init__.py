@@ -1,0 +1,41 @@
+"""The options of every verb, as dataclasses: the command line, the Python functions and the files of a run share them.
+
+Nothing here imports torch, so `scbench --help` answers at once.
+"""
+
+from scbench.config.common import Common
+from scbench.config.comparison import CompareConfig
+from scbench.config.data import InfoConfig, PrepareConfig, VerifyConfig
+from scbench.config.evaluation import ClassificationConfig, DemoConfig, EmbedConfig, EvaluateConfig
+from scbench.config.model import (
+    ALIASES,
+    BLIND_CLS,
+    DEFAULT_POOLING,
+    OWN_POOLING,
+    STRUCTURES,
+    ImportReferenceConfig,
+    InputLaw,
+    ModelConfig,
+)
+from scbench.config.training import PretrainConfig
+
+__all__ = [
+    "ALIASES",
+    "BLIND_CLS",
+    "DEFAULT_POOLING",
+    "OWN_POOLING",
+    "STRUCTURES",
+    "ClassificationConfig",
+    "Common",
+    "CompareConfig",
+    "DemoConfig",
+    "EmbedConfig",
+    "EvaluateConfig",
+    "ImportReferenceConfig",
+    "InfoConfig",
+    "InputLaw",
+    "ModelConfig",
+    "PrepareConfig",
+    "PretrainConfig",
+    "VerifyConfig",
+]

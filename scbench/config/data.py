@@ -1,0 +1,63 @@
+"""Options of the verbs that make and check stores."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from scbench.config.common import Common, Output
+from scbench.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(Common):
+    """Turn h5ad files into a shard store: raw counts, mapped onto one vocabulary, deduplicated, split and shuffled."""
+
+    inputs: Positional[tuple[Path, ...]]
+    """h5ad files with raw counts, or the reference's parquet files or directories of them."""
+    output: Output
+    """The store to make (a directory that does not exist yet)."""
+    vocabulary: Path | None = None
+    """JSON file {token: id}; by default one is built from the genes of the inputs."""
+    genes_column: str | None = None
+    """Column of var that names the genes; by default Ensembl ids are looked for, then symbols."""
+    layer: str | None = None
+    """Where the raw counts are: X, raw, or the name of a layer; by default layers["counts"], raw and X are tried."""
+    recover_counts: bool = False
+    """Bring counts back from log-normalised values."""
+    split: str = ".9,.05,.05"
+    """Shares of cells for training, validation and test."""
+    split_by: tuple[str, ...] = ()
+    """Columns of obs: whole groups (donors, datasets) go to one split."""
+    keep_obs: tuple[str, ...] = ()
+    """Columns of obs to keep in the store."""
+    min_genes: int = 1
+    """Drop cells with fewer expressed genes (in the vocabulary)."""
+    workers: int | None = None
+    """Processes; by default one per core."""
+
+    def split_shares(self) -> tuple[float, float, float]:
+        """The three shares; UserError unless they are non-negative, sum to 1 and leave something to train on."""
+        try:
+            shares = tuple(float(share) for share in self.split.split(","))
+        except ValueError:
+            shares = ()
+        if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6 or shares[0] == 0:
+            raise UserError(f"--split {self.split!r} is not three shares that sum to 1, like .9,.05,.05.")
+        return shares
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig(Common):
+    """Say what a store holds."""
+
+    store: Positional[Path]
+    """The store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(Common):
+    """Check every byte of a store against its manifest."""
+
+    store: Positional[Path]
+    """The store."""
