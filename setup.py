@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import setup
 
 setup(
-    name="scbench", "scbench.config",
+    name="scbench",
     version="0.1.0",
     description="Pretrain and benchmark foundation models of single-cell transcriptomes",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
@@ -13,7 +13,8 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=[
-        "scbench", "scbench.config",
+        "scbench",
+        "scbench.config",
         "scbench.data",
         "scbench.data.sources",
         "scbench.models",

@@ -72,12 +72,21 @@ def load(model_class: type["ExpressionModel"], directory: Path) -> "ExpressionMo
     return model.eval()
 
 
+POOLED = {"cls": "the <cls> token", "avg": "mean over genes", "own": "what the structure ends in"}
+PREPARED = {"log1p": "log1p inside", "bin": "quantile bins inside"}
+
+
 def model_card(model: "ExpressionModel", provenance: dict) -> str:
     """README.md of a model directory."""
     c = model.config
     parameters = sum(p.numel() for p in model.parameters())
     table = model.embedding.table.numel()
     sources = "\n".join(f"- {s['name']}: {s['cells']:,} cells" for s in provenance.get("sources", [])) or "- not recorded"
+    origin = f"pretrained with scbench {__version__}"
+    if "imported_from" in provenance:
+        origin = f"imported by scbench {__version__} from a checkpoint of the AAAI 2025 reference implementation"
+    prepared = "log1p of counts per 10,000 inside" if c.normalize == "total" else PREPARED[c.preprocess]
+    many = "averaged over draws" if c.recipe == "default" else "drawn once"
     return f"""---
 library_name: scbench
 tags: [single-cell, transcriptomics]
@@ -85,12 +94,13 @@ tags: [single-cell, transcriptomics]
 
 # {c.structure}, {c.layers} layers × width {c.width}
 
-A model of single-cell transcriptomes, pretrained with scbench {__version__} to predict masked expression values
-from the other genes of a cell{" and from its embedding (MVC)" if c.mvc else ""}.
+A model of single-cell transcriptomes, {origin}, to predict masked expression
+values{" from the other genes of a cell" if c.regression else ""}{" and" if c.regression and c.mvc else ""}{
+    " from a cell's embedding (MVC)" if c.mvc else ""}.
 
-- {parameters:,} parameters, {parameters - table:,} without the gene table ({c.vocabulary_size:,} tokens)
-- input: raw counts (log1p inside), at most {c.max_genes} genes a cell at once; longer cells are sampled and averaged
-- cell embedding: {"the <cls> token" if c.pooling == "cls" else "mean over genes"}, {c.width} numbers
+- recipe {c.recipe}; {parameters:,} parameters, {parameters - table:,} without the gene table ({c.vocabulary_size:,} tokens)
+- input: raw counts ({prepared}), at most {c.max_genes} genes a cell at once; longer cells are sampled, {many}
+- cell embedding: {POOLED[c.pooling]}, {c.width} numbers
 - trained for {provenance.get("steps", "?")} steps of {provenance.get("batch_cells", "?")} cells
 
 Trained on (training, validation and test splits together; config.json has the split counts):
