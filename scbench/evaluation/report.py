@@ -56,13 +56,16 @@ class Table(NamedTuple):
         writer.writerows(self.rows)
         return text.getvalue()
 
+    def files(self, stem: str = "results") -> dict[str, str]:
+        """The texts of results.json, results.csv and results.md, by name."""
+        record = json.dumps(self.record(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return {f"{stem}.json": record, f"{stem}.csv": self.csv(), f"{stem}.md": self.markdown()}
+
     def write(self, directory: Path) -> None:
         """Write results.json, results.csv and results.md to `directory`, published by one rename."""
         with published_directory(directory) as partial:
-            text = json.dumps(self.record(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-            (partial / "results.json").write_text(text, encoding="utf-8")
-            (partial / "results.csv").write_text(self.csv(), encoding="utf-8")
-            (partial / "results.md").write_text(self.markdown(), encoding="utf-8")
+            for name, text in self.files().items():
+                (partial / name).write_text(text, encoding="utf-8")
 
     def show(self, console: Console) -> None:
         """Print the table and its sentences."""
