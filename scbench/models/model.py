@@ -55,7 +55,7 @@ class ExpressionModel(nn.Module):
         self.config, self.vocabulary, self.seed = config, vocabulary, seed
         self.provenance: dict = {}
         self.training_cells: np.ndarray | None = None
-        self.embedding = GeneValueEmbedding(config)
+        self.embedding = GeneValueEmbedding(config, vocabulary.pad)
         self.encoder = ENCODERS[config.structure](config)
         self.regression_head = RegressionHead(config.width) if config.regression else None
         self.mvc_head = MvcHead(config.width) if config.mvc else None

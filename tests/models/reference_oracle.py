@@ -124,7 +124,7 @@ class ReferenceModel(nn.Module):
     ):
         super().__init__()
         self.structure, self.pad, self.pooling = structure, pad, pooling
-        self.embedding = nn.Embedding(vocabulary_size, TABLE_WIDTH)
+        self.embedding = nn.Embedding(vocabulary_size, TABLE_WIDTH, padding_idx=pad)  # but drawn: see randomize
         if width != TABLE_WIDTH:
             self.emb_trans = nn.Linear(TABLE_WIDTH, width)
         self.value_encoder = nn.Sequential(nn.Linear(1, width), nn.ReLU(), nn.Linear(width, width))
