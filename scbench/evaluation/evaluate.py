@@ -41,7 +41,7 @@ COLUMNS = [
     Column("count 1", ("mse_count_1",), "{:.3f}"),
     Column("2–10", ("mse_count_2_10",), "{:.3f}"),
     Column("over 10", ("mse_count_over_10",), "{:.3f}"),
-    Column("value weighted", ("value_weighted",), "{:.4f}"),
+    Column("by value", ("value_weighted",), "{:.4f}"),
     Column("relative", ("relative",), "{:.4f}"),
     Column("MSE, weighted draw", ("weighted_mse", "weighted_mse_low", "weighted_mse_high"), "{:.4f} ({:.4f}–{:.4f})"),
     Column("overlap", ("overlap",)),
@@ -282,8 +282,9 @@ def _sentences(config: ModelConfig, evaluation: Evaluation, rows: list[dict], co
         said.append(f"The {SPOKEN[head]} {'; it '.join(parts)}.")
     law = evaluation.law
     said.append(
-        f"{rows[0]['masked_genes']:,} masked genes; cells with more than {law.max_genes:,} genes are sampled. Errors under "
-        "the two draws can't be compared with each other: the weighted one asks for larger counts."
+        f"{rows[0]['masked_genes']:,} masked genes; cells with more than {law.max_genes:,} genes are sampled. By value: "
+        "squared errors weighted by the true value; relative: squared errors over the true value squared. Errors under the "
+        "two draws can't be compared with each other: the weighted one asks for larger counts."
     )
     if config.normalize == "total" or config.library_size_offset:
         said.append("This model is told each cell's total count, hidden genes included; the baselines are not.")
