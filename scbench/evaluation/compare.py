@@ -27,6 +27,8 @@ from scbench.evaluation.labelled_cells import LabelledCells, read_stored_cells
 from scbench.evaluation.report import Table, screen
 from scbench.files import refuse_existing, write_text
 
+WIDE = 180  # columns, for so many numbers a row
+
 
 def compare(config: CompareConfig) -> tuple[Table, Table | None]:
     """Run what is not done yet of a comparison, and write its tables and pictures.
@@ -104,7 +106,7 @@ def run_compare(config: CompareConfig) -> dict:
     """`scbench compare`: show the table, return it as JSON-able values."""
     table, second = compare(config)
     if not config.json:
-        console = screen()
+        console = screen(width=WIDE)
         table.show(console)
         for line in second.sentences if second else []:
             console.print(f"- {line}", markup=False)

@@ -5,11 +5,11 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from scbench.config import STRUCTURES
 from scbench.evaluation.compare_effects import ALL_SETTINGS, METRICS
-from scbench.evaluation.plots import _COLOURS as COLOURS
-from scbench.evaluation.plots import _save as save
+from scbench.evaluation.plots import COLOURS, save
 
 MARKERS = {"avg": "o", "cls": "^", "own": "s", None: "D"}
 BASELINE_STYLES = ("--", ":", "-.")
@@ -32,7 +32,8 @@ def plot_quality(rows: list[dict], metric: str, path: Path) -> None:
         axes.axhline(row[metric], color="#777777", linestyle=BASELINE_STYLES[number % 3], linewidth=1, label=row["row"])
     axes.set(xscale="log", xlabel="training FLOPs a cell (analytic)", ylabel=f"{METRICS[metric][0]} on the test split",
              title=f"{METRICS[metric][0]} versus cost")
-    axes.margins(x=0.22, y=0.1)
+    axes.margins(x=0.25, y=0.1)
+    axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
     axes.grid(alpha=0.3, which="major")
     if baselines:
         axes.legend(frameon=False, fontsize=8, title="baselines", loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -48,7 +49,7 @@ def _label(figure: Figure, axes: Axes, points: list[tuple[float, float, str]]) -
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # names must not move the axes
     pixels = [axes.transData.transform(point[:2]) for point in points]
     taken = []
-    places = [(side, rise) for rise in (0, 10, -10, 20, -20, 30, -30, 40, -40) for side in (1, -1)]
+    places = [(side, sign * rise) for rise in range(0, 120, 10) for sign in ((1, -1) if rise else (1,)) for side in (1, -1)]
     for x, y, name in sorted(points, key=lambda point: point[1]):
         for side, rise in places:
             text = axes.annotate(
@@ -56,11 +57,12 @@ def _label(figure: Figure, axes: Axes, points: list[tuple[float, float, str]]) -
                 ha="left" if side > 0 else "right", zorder=4,
                 arrowprops={"arrowstyle": "-", "color": "#AAAAAA", "linewidth": 0.6} if rise else None,
             )
-            box = text.get_window_extent(renderer).padded(1)
-            if not any(box.overlaps(other) for other in taken) and not any(box.contains(*pixel) for pixel in pixels):
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text, renderer).padded(1)  # an Annotation's own would hold its line too
+            free = not any(box.overlaps(other) for other in taken) and not any(box.contains(*pixel) for pixel in pixels)
+            if free or (side, rise) == places[-1]:
                 break
-            if (side, rise) != places[-1]:
-                text.remove()
+            text.remove()
         taken.append(box)
 
 

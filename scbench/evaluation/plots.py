@@ -20,9 +20,9 @@ from scbench.kernels.random import Stream
 MOST_CELLS = 1500  # t-SNE of a few thousand takes longer than all the rest of a demo
 _PLOT = 3  # what a key of Stream.EVALUATION decides, beside those of scores.py and classification.py
 # Okabe and Ito's colours, told apart by all common kinds of colour blindness; past seven classes the marker changes too
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 _MARKERS = ("o", "^", "s", "X", "D", "v", "P", "*")
-_MOST_NAMED = len(_COLOURS) * len(_MARKERS)
+_MOST_NAMED = len(COLOURS) * len(_MARKERS)
 
 
 def plot_loss(metrics: Path, path: Path) -> None:
@@ -31,8 +31,8 @@ def plot_loss(metrics: Path, path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for field, name, style in [
-        ("loss", "training", {"color": _COLOURS[4], "linewidth": 1}),
-        ("validation_loss", "validation", {"color": _COLOURS[5], "marker": "o", "linewidth": 1.5}),
+        ("loss", "training", {"color": COLOURS[4], "linewidth": 1}),
+        ("validation_loss", "validation", {"color": COLOURS[5], "marker": "o", "linewidth": 1.5}),
     ]:
         points = [(line["step"], line[field]) for line in lines if line.get(field) is not None]
         if points:
@@ -40,7 +40,7 @@ def plot_loss(metrics: Path, path: Path) -> None:
     axes.set(xlabel="step", ylabel="loss (mean squared error of masked genes)", title="Pretraining", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_embedding(embedding: np.ndarray, labels: np.ndarray, log_totals: np.ndarray, title: str, path: Path) -> None:
@@ -70,7 +70,7 @@ def plot_embedding(embedding: np.ndarray, labels: np.ndarray, log_totals: np.nda
     for axes, by in [(left, "label"), (right, "depth")]:
         axes.set(title=f"by {by}", xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
     figure.suptitle(f"{title} ({len(shown):,} of {len(embedding):,} cells)" if len(shown) < len(embedding) else title)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _by_label(axes: Axes, points: np.ndarray, labels: np.ndarray) -> None:
@@ -82,14 +82,15 @@ def _by_label(axes: Axes, points: np.ndarray, labels: np.ndarray) -> None:
     if rest.any():
         axes.scatter(*points[rest].T, s=9, c="#BBBBBB", linewidths=0, label="other or none")
     for number, name in enumerate(named):
-        marker = _MARKERS[number // len(_COLOURS)]
+        marker = _MARKERS[number // len(COLOURS)]
         inside = labels == name
-        axes.scatter(*points[inside].T, s=12, c=_COLOURS[number % len(_COLOURS)], marker=marker, linewidths=0, label=name)
+        axes.scatter(*points[inside].T, s=12, c=COLOURS[number % len(COLOURS)], marker=marker, linewidths=0, label=name)
     axes.legend(
         loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8, markerscale=2, ncols=1 + len(named) // 20,
     )
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture as PNG."""
     with published_file(path) as partial:
         FigureCanvasAgg(figure).print_figure(partial, format="png", dpi=150)

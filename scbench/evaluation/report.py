@@ -79,9 +79,9 @@ class Table(NamedTuple):
             console.print(f"- {line}", markup=False)
 
 
-def screen(quiet: bool = False) -> Console:
-    """Where results are shown: as wide as the terminal; in a file or a pipe wide enough for a table."""
-    return Console(quiet=quiet, width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=True)
+def screen(quiet: bool = False, width: int = 120) -> Console:
+    """Where results are shown: as wide as the terminal; in a file or a pipe `width`, enough for a table."""
+    return Console(quiet=quiet, width=None if sys.stdout.isatty() else width, highlight=False, soft_wrap=True)
 
 
 def _escape(text: str) -> str:

@@ -33,8 +33,8 @@ def test_loss_curve(tmp_path, monkeypatch):
     lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "validation_loss": 2.5}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     figures = []
-    save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    save = plots.save
+    monkeypatch.setattr(plots, "save", lambda figure, path: (figures.append(figure), save(figure, path)))
     plots.plot_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
     drawn = {line.get_label(): line.get_xydata().tolist() for line in figures[0].axes[0].lines}
     assert drawn == {"training": [[1, 3], [2, 2]], "validation": [[2, 2.5]]}
