@@ -46,3 +46,12 @@ def test_classes_under_ten_cells_are_dropped_and_named():
     assert classes.dropped == {"a": 9, "d": 1}
     np.testing.assert_array_equal(labels[classes.keep], ["b"] * 10 + ["c"] * 12)
     np.testing.assert_array_equal(classes.codes, [0] * 10 + [1] * 12)
+
+
+def test_class_numbers_are_those_of_the_sorted_names_in_any_order_of_cells():
+    labels = np.array(["NK"] * 11 + ["B"] * 10 + ["T"] * 12, dtype=object)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(labels))
+        classes = choose_classes(labels[order])
+        assert classes.names == ["B", "NK", "T"]
+        assert [classes.names[code] for code in classes.codes] == labels[order].tolist()

@@ -1,0 +1,31 @@
+"""The length and the depth at which the reference's convolutions and linear mixers stop: 513 tokens, 12 layers, no GPU."""
+
+import numpy as np
+import pytest
+import torch
+
+from scbench.config import ModelConfig
+from scbench.data.batch import CellBatch
+from scbench.data.vocabulary import Vocabulary
+from scbench.models.model import ExpressionModel
+
+VOCABULARY = Vocabulary.build(f"G{i}" for i in range(600))
+
+
+@pytest.mark.parametrize("structure", ["cnn", "cnn_sorted", "linear_mixer"])
+@pytest.mark.parametrize("recipe", ["default", "aaai2025"])
+def test_512_genes_and_12_layers_train(structure, recipe):
+    config = ModelConfig(vocabulary_size=VOCABULARY.size, structure=structure, recipe=recipe, width=8, layers=12)
+    assert config.max_genes == 512
+    model = ExpressionModel(config, VOCABULARY).train()
+    rng = np.random.default_rng(0)
+    genes = [np.sort(rng.choice(600, n, replace=False)) for n in (512, 40, 300)]
+    values = [rng.uniform(0.5, 5, len(g)) for g in genes]
+    batch = CellBatch.from_lists(genes, values, [rng.random(len(g)) < 0.4 for g in genes], pad_to=config.inputs.pad_to)
+    assert batch.max_tokens == 513
+    output = model(batch)
+    output.loss.backward()
+    assert output.cell_embedding.shape == (3, 8)
+    assert torch.isfinite(output.loss)
+    learning = {name for name, p in model.encoder.named_parameters() if p.grad is not None and p.grad.isfinite().all()}
+    assert learning == {name for name, _ in model.encoder.named_parameters()}
