@@ -40,14 +40,14 @@ def error_sums(predicted: np.ndarray, counts: np.ndarray, cells: np.ndarray, n_c
 
 def metrics(sums: np.ndarray) -> dict[str, float | None]:
     """What is reported of a method's errors; None for a bin of counts that no masked gene is in."""
-    totals = sums.sum(axis=0)
+    totals = sums.sum(axis=0).tolist()
     genes, squared = totals[GENES], totals[SQUARED]
     by_bin = zip(COUNT_BINS, genes, squared, strict=True)
     return {
-        "masked_genes": int(genes.sum()),
-        "mse": squared.sum() / genes.sum(),
+        "masked_genes": int(sum(genes)),
+        "mse": sum(squared) / sum(genes),
         "value_weighted": totals[WEIGHTED] / totals[VALUES],
-        "relative": totals[RELATIVE] / genes.sum(),
+        "relative": totals[RELATIVE] / sum(genes),
         **{f"mse_count_{name}": error / number if number else None for name, number, error in by_bin},
     }
 
