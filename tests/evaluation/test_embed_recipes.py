@@ -87,3 +87,18 @@ def test_unknown_genes_are_no_token_at_all(recipe, cells):
     more = anndata.AnnData(scipy.sparse.hstack([stranger, cells.X]).tocsr())
     more.var_names = ["NOBODY1", "NOBODY2", "NOBODY3", *cells.var_names]
     np.testing.assert_allclose(embed(model, more), embed(model, cells), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("structure", ["cnn", "cnn_sorted", "linear_mixer"])
+def test_the_trained_length_comes_with_the_model(recipe, structure, cells, tmp_path):
+    """Nobody has to give it again, and a linear mixer, which has weights for it alone, refuses a longer one."""
+    make_model(recipe, structure=structure, max_genes=25).save_pretrained(tmp_path / "model", {})
+    model = ExpressionModel.from_pretrained(tmp_path / "model")
+    assert np.isfinite(embed(model, cells)).all()
+    assert np.isfinite(embed(model, cells, max_genes=13)).all()
+    if structure == "linear_mixer":
+        with pytest.raises(UserError, match=r"max_genes is 26: .* has weights for 25 genes only"):
+            embed(model, cells, max_genes=26)
+    else:
+        assert np.isfinite(embed(model, cells, max_genes=26)).all()

@@ -1,0 +1,58 @@
+"""docs/fidelity.md promises a test for every row; the documents name no test file that does not exist."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FIDELITY = ROOT / "docs" / "fidelity.md"
+REFERENCE = re.compile(r"`(tests/[\w/]+\.py)::([\w:]+)`")
+EXCUSES = re.compile(r"not in this version|not tested: \w+")
+
+
+@cache
+def functions_in(file: str) -> frozenset[str]:
+    """Names of a file's test functions, `Class::name` inside classes, without importing it."""
+    found = set()
+    for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}::{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
+        elif isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+    return frozenset(name for name in found if name.split("::")[-1].startswith("test_"))
+
+
+def rows(text: str) -> list[str]:
+    """The rows of all tables whose last column is called Test."""
+    found, inside = [], False
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            inside = False
+        elif line.rstrip(" |").endswith("| Test"):
+            inside = True
+        elif inside and not re.fullmatch(r"[|\s:-]+", line):
+            found.append(line)
+    return found
+
+
+def test_every_row_of_fidelity_has_a_test_or_says_why_not():
+    promises = rows(FIDELITY.read_text(encoding="utf-8"))
+    assert len(promises) > 60
+    for row in promises:
+        assert REFERENCE.search(row) or EXCUSES.search(row), row
+
+
+def test_the_tests_that_fidelity_names_exist():
+    named = REFERENCE.findall(FIDELITY.read_text(encoding="utf-8"))
+    assert len(named) > 100
+    missing = [f"{file}::{name}" for file, name in named if not (ROOT / file).is_file() or name not in functions_in(file)]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name)
+def test_files_of_tests_that_documents_name_exist(document):
+    for file in re.findall(r"tests/[\w/]+\.py", document.read_text(encoding="utf-8")):
+        assert (ROOT / file).is_file(), f"{document.name} names {file}"
