@@ -8,7 +8,8 @@ The directory of a comparison:
     results.json, .csv, .md           a row a structure or setting
     runs.csv                          a row a run
     effects.json, .csv, .md           --vary: paired differences
-    quality.png, accuracy.png, effects.png
+    quality.png, accuracy.png         against the FLOPs of a cell, where rows differ in them
+    effects.png                       --vary
 """
 
 import json
@@ -62,9 +63,10 @@ def compare(config: CompareConfig) -> tuple[Table, Table | None]:
     source = {"fingerprint": store.fingerprint, "sources": store.manifest["sources"]}
     table = results_table(config, planned, done, baselines, source)
     _write(config, table.files() | {"runs.csv": runs_csv(done)})
-    compare_plots.plot_quality(table.rows, "mvc_loss", config.output / "quality.png")
-    if config.label is not None:
-        compare_plots.plot_quality(table.rows, "linear_accuracy", config.output / "accuracy.png")
+    if not config.factors() or "size" in config.factors():  # else all rows cost the same
+        compare_plots.plot_quality(table.rows, "mvc_loss", config.output / "quality.png")
+        if config.label is not None:
+            compare_plots.plot_quality(table.rows, "linear_accuracy", config.output / "accuracy.png")
     found = effects(config, [(row, done[row.name]["runs"]) for row in planned.rows]) if config.factors() else []
     if not found:
         return table, None
