@@ -1,0 +1,27 @@
+"""Which implementation of an operation runs: Triton on a GPU, PyTorch elsewhere.
+
+SCBENCH_KERNELS=triton or torch overrides the choice. With TRITON_INTERPRET=1 beside SCBENCH_KERNELS=triton everything runs
+through the Triton kernels on a CPU, slowly: how they are tested without a GPU. SCBENCH_KERNELS_DEBUG=1 adds the checks that
+would make a GPU wait for the host.
+"""
+
+import os
+from importlib.util import find_spec
+
+from torch import Tensor
+
+HAS_TRITON = find_spec("triton") is not None
+FORCED = os.environ.get("SCBENCH_KERNELS", "")
+DEBUG = os.environ.get("SCBENCH_KERNELS_DEBUG", "") not in ("", "0")
+
+if FORCED not in ("", "triton", "torch"):
+    raise ValueError(f"SCBENCH_KERNELS is {FORCED!r}: it must be triton or torch")
+if FORCED == "triton" and not HAS_TRITON:
+    raise ValueError("SCBENCH_KERNELS is triton, but Triton is not installed: install it, or unset the variable")
+
+
+def use_triton(x: Tensor) -> bool:
+    """Whether the Triton kernels take `x`'s operation."""
+    if FORCED:
+        return FORCED == "triton"
+    return HAS_TRITON and x.is_cuda
