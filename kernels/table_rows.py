@@ -1,12 +1,73 @@
-"""Rows of a per-gene table, with a gradient whose sums have a fixed order."""
+"""Rows of a per-gene table, with a gradient whose sums have a fixed order.
+
+    out[t] = table[genes[t]],   ∂table[v] = Σ ∂out[t] over the tokens t of gene v, in `gene_order`'s order, in fp32
+
+The gradient is made by segments (kernels/segments.py): no atomics, and rows without tokens are written as zeros in the same
+pass. Layout: [V, D] and [T, D] row-major, a tile of whole rows in registers (D ≤ 16384).
+
+Races: a program writes only its own rows of `out`; each row of ∂table has one program.
+
+Bytes that must move, e the size of an element and W the distinct genes:
+    forward     W D e + T D e + 4 T     (rows that occur, which fit the cache; out; genes)
+    backward    T D e + V D e + 8 T     (∂out, ∂table, genes and gene_order)
+    besides     24 V of segment bounds: zeroed, written and read.
+"""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scbench.kernels import backend
+from scbench.kernels.row_tiles import row_block, rows_of_tile
+from scbench.kernels.segments import segment_bounds, segment_sums
+
+if backend.HAS_TRITON:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def _forward_kernel(
+        table, genes, out,
+        n_tokens, D,
+        ROWS: tl.constexpr, D_BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        column = tl.arange(0, D_BLOCK)
+        token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        gene = tl.load(genes + token, mask=token < n_tokens, other=0).to(tl.int64)
+        mask = (token < n_tokens)[:, None] & (column < D)[None, :]
+        rows = tl.load(table + gene[:, None] * D + column[None, :], mask=mask, other=0)
+        tl.store(out + token[:, None] * D + column[None, :], rows, mask=mask)
+
+
+def _launch_forward(table: Tensor, genes: Tensor) -> Tensor:
+    """Tile: TILE elements of whole rows, 4 warps."""
+    width, rows = table.shape[1], rows_of_tile(table.shape[1])
+    out = torch.empty(len(genes), width, dtype=table.dtype, device=table.device)
+    _forward_kernel[(triton.cdiv(len(genes), rows),)](
+        table, genes, out, len(genes), width, ROWS=rows, D_BLOCK=row_block(width), num_warps=4
+    )
+    return out
+
+
+class _TableRowsTriton(torch.autograd.Function):
+    """table[genes] and the segments' sums."""
+
+    @staticmethod
+    def forward(ctx, table: Tensor, genes: Tensor, gene_order: Tensor) -> Tensor:
+        genes, gene_order = genes.contiguous(), gene_order.contiguous()
+        ctx.save_for_backward(genes, gene_order)
+        ctx.rows = table.shape[0]
+        return _launch_forward(table.contiguous(), genes)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        genes, gene_order = ctx.saved_tensors
+        bounds = segment_bounds(genes, gene_order, ctx.rows)
+        return segment_sums(grad.contiguous(), gene_order, bounds, grad.dtype), None, None
+
 
 class _TableRows(torch.autograd.Function):
-    """table[genes], whose gradient sums each gene's tokens segment by segment, in the order of the tokens."""
+    """The same in PyTorch."""
 
     @staticmethod
     def forward(ctx, table: Tensor, genes: Tensor, gene_order: Tensor) -> Tensor:
@@ -37,7 +98,25 @@ def table_rows(table: Tensor, genes: Tensor, gene_order: Tensor) -> Tensor:
         int32 [T], an order of the tokens in which equal genes are neighbours and keep theirs (made on the host): the
         segments of the table's gradient, which is summed in fp32.
     """
-    if table.ndim != 2 or genes.shape != gene_order.shape:
+    if table.ndim != 2 or genes.ndim != 1 or genes.shape != gene_order.shape:
         raise ValueError(f"table must be [V, D] and genes and gene_order have one element a token, not {list(table.shape)}, "
                          f"{list(genes.shape)} and {list(gene_order.shape)}")
-    return _TableRows.apply(table, genes, gene_order)
+    if backend.DEBUG:
+        check_genes(genes, gene_order, table.shape[0])
+    function = _TableRowsTriton if backend.use_triton(table) else _TableRows
+    return function.apply(table, genes, gene_order)
+
+
+def check_genes(genes: Tensor, gene_order: Tensor, n_rows: int) -> None:
+    """ValueError unless genes are rows of the table and the order is a permutation that keeps equal genes together."""
+    if len(genes) and not (genes.min() >= 0 and genes.max() < n_rows):
+        raise ValueError(f"genes holds numbers outside 0 … {n_rows - 1}")
+    if not torch.equal(gene_order.long().sort().values, torch.arange(len(genes), device=genes.device)):
+        raise ValueError("gene_order must hold each token once")
+    if len(genes) and int((genes[gene_order].diff() != 0).sum()) + 1 != len(genes.unique()):
+        raise ValueError("gene_order must keep equal genes together")
+
+
+def table_rows_oracle(table: Tensor, genes: Tensor) -> Tensor:
+    """The same by the definition."""
+    return torch.stack([table[gene] for gene in genes.tolist()])
