@@ -6,6 +6,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from scbench.kernels import backend
+
+if backend.HAS_TRITON:
+    from scbench.kernels.selective_scan_triton import TritonSelectiveScan
+
 CHUNK_PLACES = 8  # computed at once; for 32 cells and 512 channels 4 and 16 are slower (measured)
 LOG2_E = math.log2(math.e)
 
@@ -90,6 +95,28 @@ class _SelectiveScan(torch.autograd.Function):
         return grad_x, grad_step, grad_a.T.to(decay.dtype), grad_b, grad_c, grad_d.to(skip.dtype), None
 
 
+def _check(x, step, decay, input_matrix, output_matrix, skip, cell_offsets) -> None:
+    if x.ndim != 2 or step.shape != x.shape:
+        raise ValueError(f"x and step must be one [T, E], not {list(x.shape)} and {list(step.shape)}")
+    (tokens, channels), states = x.shape, decay.shape[-1]
+    if decay.shape != (channels, states) or skip.shape != (channels,):
+        raise ValueError(f"decay and skip must be [{channels}, N] and [{channels}], not {list(decay.shape)} and "
+                         f"{list(skip.shape)}")
+    if not input_matrix.shape == output_matrix.shape == (tokens, states):
+        raise ValueError(f"input_matrix and output_matrix must be [{tokens}, {states}], not {list(input_matrix.shape)} and "
+                         f"{list(output_matrix.shape)}")
+    floats = {"x": x, "step": step, "decay": decay, "input_matrix": input_matrix, "output_matrix": output_matrix, "skip": skip}
+    for name, tensor in {**floats, "cell_offsets": cell_offsets}.items():
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
+        if tensor.is_floating_point() != (name in floats):
+            raise ValueError(f"{name} must be of {'a floating' if name in floats else 'an integer'} dtype, not {tensor.dtype}")
+    if cell_offsets.ndim != 1 or not len(cell_offsets):
+        raise ValueError(f"cell_offsets must be [B+1], not {list(cell_offsets.shape)}")
+    if (backend.DEBUG or not x.is_cuda) and int(cell_offsets[-1]) != tokens:  # a GPU would make its host wait
+        raise ValueError(f"cell_offsets end at {int(cell_offsets[-1])}, the batch has {tokens} tokens")
+
+
 def selective_scan(
     x: Tensor, step: Tensor, decay: Tensor, input_matrix: Tensor, output_matrix: Tensor, skip: Tensor, cell_offsets: Tensor
 ) -> Tensor:
@@ -97,6 +124,11 @@ def selective_scan(
 
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (arXiv 2312.00752), equations
     2 to 4 and algorithm 2, with B discretised as Δ B, as in the paper's code. In fp32 (fp64 for fp64 inputs).
+
+    Bytes that must move, b a number of `x` and 4 a number of `step`: forward T E (2 b + 4) + 2 T N b, each input in and y
+    out; backward T E (3 b + 8) + 4 T N b, the inputs and y's gradient in, their gradients out; and the parameters. The Triton
+    kernels move besides the saved states, 4 N / 16 bytes a number of `x` in each direction, and the parts of the gradients
+    of B and C, 8 N E / 128 bytes a token written and read. For bf16, N = 4 and E = 512 that is 1.12 times as much each way.
 
     Parameters
     ----------
@@ -115,20 +147,14 @@ def selective_scan(
 
     Returns
     -------
-    [T, E] in the dtype of `x`. Memory kept for the gradients: the inputs and N / 8 of the size of `x` in fp32.
+    [T, E] in the dtype of `x`. Memory kept for the gradients: the inputs and N / 8 of the size of `x` in fp32 (N / 16 by the
+    Triton kernels for N ≤ 4).
     """
-    if x.ndim != 2 or step.shape != x.shape:
-        raise ValueError(f"x and step must be one [T, E], not {list(x.shape)} and {list(step.shape)}")
-    (tokens, channels), states = x.shape, decay.shape[-1]
-    if decay.shape != (channels, states) or skip.shape != (channels,):
-        raise ValueError(f"decay and skip must be [{channels}, N] and [{channels}], not {list(decay.shape)} and "
-                         f"{list(skip.shape)}")
-    if not input_matrix.shape == output_matrix.shape == (tokens, states):
-        raise ValueError(f"input_matrix and output_matrix must be [{tokens}, {states}], not {list(input_matrix.shape)} and "
-                         f"{list(output_matrix.shape)}")
-    if int(cell_offsets[-1]) != tokens:
-        raise ValueError(f"cell_offsets end at {int(cell_offsets[-1])}, the batch has {tokens} tokens")
-    return _SelectiveScan.apply(x, step, decay, input_matrix, output_matrix, skip, cell_offsets)
+    inputs = (x, step, decay, input_matrix, output_matrix, skip, cell_offsets)
+    _check(*inputs)
+    if backend.use_triton(x):
+        return TritonSelectiveScan.apply(*inputs, torch.is_grad_enabled() and any(v.requires_grad for v in inputs))
+    return _SelectiveScan.apply(*inputs)
 
 
 def selective_scan_oracle(x, step, decay, input_matrix, output_matrix, skip, cell_offsets) -> Tensor:
