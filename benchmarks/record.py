@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-IDENTITY = ("implementation", "structure", "status", "settings")
+IDENTITY = ("implementation", "structure", "status")
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
@@ -15,23 +15,26 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
     return {"median": median, "p20": p20, "p80": p80}
 
 
-def write(path: Path, rows: list[dict], machine: dict) -> None:
-    """`path` gets the rows as a JSON list; the CSV beside it one line for each number, with the machine in every line."""
+def write(path: Path, rows: list[dict], machine: dict, identity: tuple[str, ...] = IDENTITY) -> None:
+    """`path` gets the rows as a JSON list; the CSV beside it one line for each number, with the machine in every line.
+
+    `identity` names what tells rows apart; every line of the CSV has it.
+    """
     path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     with open(path.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["implementation", "structure", "status", "metric", "value", "settings", *machine])
+        writer.writerow([*identity, "metric", "value", "settings", *machine])
         for row in rows:
-            for metric, value in _numbers(row):
-                writer.writerow([row["implementation"], row["structure"], row["status"], metric, value,
-                                 json.dumps(row["settings"]), *machine.values()])
+            for metric, value in _numbers(row, identity):
+                writer.writerow([*(row[name] for name in identity), metric, value, json.dumps(row.get("settings", {})),
+                                 *machine.values()])
 
 
-def _numbers(row: dict) -> list[tuple[str, float | int | None]]:
+def _numbers(row: dict, identity: tuple[str, ...]) -> list[tuple[str, float | int | str | None]]:
     """(metric, value) pairs; nested ones are joined by a dot."""
     pairs = []
     for name, value in row.items():
-        if name in IDENTITY:
+        if name in (*identity, "settings"):
             continue
         pairs += [(f"{name}.{part}", v) for part, v in value.items()] if isinstance(value, dict) else [(name, value)]
     return pairs
