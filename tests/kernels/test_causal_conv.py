@@ -81,6 +81,10 @@ def test_bf16_is_rounded_at_the_end_only_and_repeats():
     (lambda x, w, b: causal_conv(x, w[:3], b, offsets_of([6])), "weight"),
     (lambda x, w, b: causal_conv(x, w, b[:3], offsets_of([6])), "bias"),
     (lambda x, w, b: causal_conv(x, w, b, offsets_of([5])), "cell_offsets"),
+    (lambda x, w, b: causal_conv(x, w, b, offsets_of([6]).float()), "cell_offsets must be of an integer"),
+    (lambda x, w, b: causal_conv(x, w.long(), b, offsets_of([6])), "weight must be of a floating"),
+    (lambda x, w, b: causal_conv(x, w, b.to("meta"), offsets_of([6])), "bias is on meta"),
+    (lambda x, w, b: causal_conv(x, w, b, offsets_of([6])[:0]), "cell_offsets must be"),
 ])
 def test_wrong_shapes_are_named(call, named):
     with pytest.raises(ValueError, match=named):

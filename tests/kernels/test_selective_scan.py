@@ -154,3 +154,19 @@ def test_wrong_shapes_are_named(position, shape, named):
 def test_offsets_that_end_early_are_named():
     with pytest.raises(ValueError, match="cell_offsets end at 4, the batch has 5 tokens"):
         selective_scan(*scan_inputs([5]), offsets_of([4]))
+
+
+def test_wrong_dtypes_and_devices_are_named():
+    inputs, offsets = scan_inputs([5]), offsets_of([5])
+    names = ["x", "step", "decay", "input_matrix", "output_matrix", "skip"]
+    for position, name in enumerate(names):
+        wrong = list(inputs)
+        wrong[position] = inputs[position].long()
+        with pytest.raises(ValueError, match=f"{name} must be of a floating dtype"):
+            selective_scan(*wrong, offsets)
+    with pytest.raises(ValueError, match="cell_offsets must be of an integer dtype"):
+        selective_scan(*inputs, offsets.float())
+    with pytest.raises(ValueError, match="skip is on meta, x on cpu"):
+        selective_scan(*inputs[:-1], inputs[-1].to("meta"), offsets)
+    with pytest.raises(ValueError, match=r"cell_offsets must be \[B\+1\]"):
+        selective_scan(*inputs, offsets[None])
