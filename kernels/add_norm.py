@@ -180,7 +180,10 @@ def _launch_forward(x, residual, weight, bias, token_keys, probability: float, e
 
 
 def _launch_backward(x, residual, weight, token_keys, probability: float, eps: float, grad: Tensor) -> tuple[Tensor, ...]:
-    """(gradients of x, residual, weight and bias). Tile: half of TILE, because the two sums over rows stay in registers."""
+    """(gradients of x, residual, weight and bias).
+
+    Tile: 4 KB of whole rows, half of TILE in 16 bits, because the two sums over rows stay in registers; 4 warps.
+    """
     n_rows, width = x.shape
     grad = grad.contiguous()
     grad_residual = torch.empty_like(x)
@@ -188,7 +191,7 @@ def _launch_backward(x, residual, weight, token_keys, probability: float, eps: f
     dtype = accumulator(x.dtype)
     if x.numel() == 0:
         return grad_x, grad_residual, torch.zeros_like(weight), torch.zeros_like(weight)
-    programs, rows = triton.cdiv(n_rows, PROGRAM_ROWS), rows_of_tile(width, TILE // 2)
+    programs, rows = triton.cdiv(n_rows, PROGRAM_ROWS), rows_of_tile(width, TILE // x.element_size())
     partials = torch.empty(programs, 2 * width, dtype=dtype, device=x.device)
     _backward_kernel[(programs,)](
         x, residual, weight, token_keys, grad, grad_x, grad_residual, partials,

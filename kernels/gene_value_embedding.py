@@ -1,10 +1,49 @@
-"""Token states: the gene's table row plus an MLP of its value."""
+"""Token states: the gene's table row plus an MLP of its value, in one pass.
+
+    out[t] = table[genes[t]] + W₂ relu(w values[t] + b) + b₂
+
+In Triton the MLP is evaluated as a piecewise-linear function of one scalar (kernels/gene_value_embedding_triton.py):
+a token costs D multiply-adds, not D², and nothing of size [T, D] is kept for the backward pass. Elsewhere plain PyTorch.
+
+Layout: [T, D] and [V, D] row-major, a tile of whole rows in registers (D ≤ 4096). The value MLP in fp32 (fp64 for fp64).
+
+Races: a program writes its own rows of `out`, its own rows and columns of ∂table, its own chunk's partial sums (why no two
+share a number: see that file) and its own tile of ∂W₂.
+
+Bytes that must move, e the size of an element, W the distinct genes, P = e (D² + 4 D) the MLP's parameters:
+    forward     W D e + T D e + 8 T + P     (rows that occur, out, genes and values, parameters)
+    backward    T D e + V D e + 12 T + 2 P     (∂out, ∂table; genes, values and order; parameters and their gradients)
+    besides     forward 4 T of buckets, 8 D (D + 1) of pieces written, those that occur read; backward 24 V of segment bounds
+                (8 V more a launch), about 50 T for the sort by bucket, twice 8 D a partial sum, one a chunk of 256 tokens and
+                bucket that occurs in it.
+"""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scbench.kernels.table_rows import table_rows
+from scbench.kernels import backend
+from scbench.kernels.gene_value_embedding_triton import launch_backward, launch_forward
+from scbench.kernels.table_rows import check_genes, table_rows
+
+
+class _GeneValueEmbedding(torch.autograd.Function):
+    """Keeps its inputs but the table, and 4 bytes a token."""
+
+    @staticmethod
+    def forward(ctx, genes, values, gene_order, table, weight1, bias1, weight2, bias2, save: bool) -> Tensor:
+        genes, values, gene_order = genes.contiguous(), values.contiguous(), gene_order.contiguous()
+        table, *parameters = (x.contiguous() for x in (table, weight1, bias1, weight2, bias2))
+        out, *kept = launch_forward(genes, values, table, *parameters, save)
+        ctx.save_for_backward(genes, values, gene_order, *kept, *parameters[:3])
+        ctx.table_shape = table.shape
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *kept, weight1, bias1, weight2 = ctx.saved_tensors
+        grads = launch_backward(grad.contiguous(), *kept, ctx.table_shape, weight1, bias1, weight2)
+        return None, None, None, *grads, None
 
 
 def gene_value_embedding(
@@ -26,7 +65,8 @@ def gene_value_embedding(
     values
         float32 [T]: log1p counts, 0 at `<cls>`, −1 where masked.
     gene_order
-        int32 [T], a stable sort of `genes` (made on the host): the segments of the table's gradient.
+        int32 [T], an order of the tokens in which equal genes are neighbours and keep theirs (made on the host): the
+        segments of the table's gradient.
     table
         [V, D].
     weight1, bias1, weight2, bias2
@@ -39,8 +79,16 @@ def gene_value_embedding(
     if table.ndim != 2 or weight2.shape != (table.shape[1], table.shape[1]) or weight1.shape != (table.shape[1], 1):
         raise ValueError(f"table, weight1 and weight2 must be [V, D], [D, 1] and [D, D], not {list(table.shape)}, "
                          f"{list(weight1.shape)} and {list(weight2.shape)}")
-    if not genes.shape == values.shape == gene_order.shape:
+    if not bias1.shape == bias2.shape == table.shape[1:]:
+        raise ValueError(f"bias1 and bias2 must be [D], not {list(bias1.shape)} and {list(bias2.shape)}")
+    if genes.ndim != 1 or not genes.shape == values.shape == gene_order.shape:
         raise ValueError("genes, values and gene_order must have one element a token")
+    if backend.DEBUG:
+        check_genes(genes, gene_order, table.shape[0])
+    if backend.use_triton(table):
+        trained = (table, weight1, bias1, weight2, bias2)
+        save = torch.is_grad_enabled() and any(x.requires_grad for x in trained)
+        return _GeneValueEmbedding.apply(genes, values, gene_order, *trained, save)
     dtype = torch.promote_types(table.dtype, torch.float32)
     hidden = torch.relu(values.to(dtype)[:, None] * weight1.to(dtype)[:, 0] + bias1.to(dtype))
     states = F.linear(hidden, weight2.to(dtype), bias2.to(dtype))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scbench.kernels.backend import HAS_TRITON
-from scbench.kernels.row_tiles import row_block, rows_of_tile
+from scbench.kernels.row_tiles import TILE, row_block, rows_of_tile
 
 if HAS_TRITON:
     import triton
@@ -94,6 +94,11 @@ if HAS_TRITON:
         )  # fmt: skip
 
 
+def tile_elements(rows: Tensor) -> int:
+    """Elements of the segments' tile: 8 KB of `rows` (TILE in 16 bits; so many fp32 ones spill on sm_80)."""
+    return 2 * TILE // rows.element_size()
+
+
 def segment_bounds(keys: Tensor, order: Tensor, n_keys: int) -> Tensor:
     """int32 [2, n_keys]: where each key's run starts and ends in `order`; 0 and 0 if it does not occur.
 
@@ -127,7 +132,7 @@ def segment_sums(
     """
     width, n_keys = rows.shape[1], bounds.shape[1]
     out = torch.empty(n_keys, width, dtype=dtype, device=rows.device)
-    keys = rows_of_tile(width)
+    keys = rows_of_tile(width, tile_elements(rows))
     _segments_kernel[(triton.cdiv(n_keys, keys),)](
         rows, order, bounds, row_index, coefficients, out, n_keys, width,
         KEYS=keys, D_BLOCK=row_block(width), WEIGHTED=row_index is not None,
