@@ -1,13 +1,23 @@
-"""Softmax attention inside each cell of a packed batch."""
+"""Softmax attention inside each cell of a packed batch.
 
-from collections.abc import Iterator
+Four ways, chosen by `attention_path`: flash-attn, torch's varlen attention, our own Triton kernels (attention_triton.py: the
+maths, the layout and the traffic) and, on a CPU, matrix products cell by cell.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scbench.kernels import random
+from scbench.kernels import backend, random
 from scbench.kernels.add_norm import dropout_oracle
+
+if backend.HAS_TRITON:
+    from scbench.kernels.attention_triton import TritonAttention
+
+WIDEST_HEAD = 256  # of all three GPU paths
 
 
 def _heads_first(start: int, stop: int, *tensors: Tensor) -> Iterator[Tensor]:
@@ -78,6 +88,85 @@ class _CellAttention(torch.autograd.Function):
         return *grads, None, None, None, None, None
 
 
+@cache
+def _flash_attn() -> Callable | None:
+    """flash-attn's function. The package can be there without its compiled part: then the import fails."""
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return None
+    return flash_attn_varlen_func
+
+
+@cache
+def _torch_varlen() -> Callable | None:
+    """torch's function, from CUDA builds that have it."""
+    if torch.version.cuda is None or not torch.backends.cuda.is_flash_attention_available():
+        return None
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn
+
+
+def attention_path(query: Tensor, *, plain: bool) -> str:
+    """Which implementation takes `query`: "flash_attn", "torch_varlen", "triton" or "cells".
+
+    `plain`: values as wide as queries, no scale, pads or dropout. SCBENCH_KERNELS=triton always means our kernels (head
+    widths up to 256), torch the products cell by cell.
+    """
+    width = query.shape[2]
+    half = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+    if half and plain and not backend.FORCED and width <= WIDEST_HEAD:
+        ampere = torch.cuda.get_device_capability(query.device) >= (8, 0)
+        if ampere and _flash_attn():
+            return "flash_attn"
+        if ampere and _torch_varlen() and width % 8 == 0:
+            return "torch_varlen"
+    return "triton" if backend.use_triton(query) and width <= WIDEST_HEAD else "cells"
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, cell_offsets: Tensor, longest: int) -> Tensor:
+    offsets = cell_offsets.int()
+    return _flash_attn()(query, key, value, offsets, offsets, longest, longest, deterministic=True)
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, cell_offsets: Tensor, longest: int) -> Tensor:
+    """Its backward adds up in no fixed order unless torch.use_deterministic_algorithms is on."""
+    offsets = cell_offsets.int()
+    return _torch_varlen()(query, key, value, offsets, offsets, longest, longest)
+
+
+def _check(
+    query: Tensor, key: Tensor, value: Tensor, cell_offsets: Tensor, key_lengths: Tensor | None, token_keys: Tensor | None
+) -> None:
+    if query.shape != key.shape or query.shape[:2] != value.shape[:2] or query.ndim != 3 or value.ndim != 3:
+        raise ValueError("query, key and value must be [T, H, d], [T, H, d] and [T, H, e], not "
+                         f"{list(query.shape)}, {list(key.shape)} and {list(value.shape)}")
+    if not query.is_floating_point() or query.dtype != key.dtype or query.dtype != value.dtype:
+        raise ValueError("query, key and value must be of one floating dtype, not "
+                         f"{query.dtype}, {key.dtype} and {value.dtype}")
+    others = {"key": key, "value": value, "cell_offsets": cell_offsets, "key_lengths": key_lengths, "token_keys": token_keys}
+    for name, x in others.items():
+        if x is not None and x.device != query.device:
+            raise ValueError(f"{name} is on {x.device}, query on {query.device}")
+    if cell_offsets.ndim != 1 or len(cell_offsets) == 0 or cell_offsets.is_floating_point():
+        raise ValueError(f"cell_offsets must be int32 [B+1], not {cell_offsets.dtype} {list(cell_offsets.shape)}")
+    if key_lengths is not None and (key_lengths.shape != cell_offsets[1:].shape or key_lengths.is_floating_point()):
+        raise ValueError(f"key_lengths must be int32 [{len(cell_offsets) - 1}], not "
+                         f"{key_lengths.dtype} {list(key_lengths.shape)}")
+    if token_keys is not None and (token_keys.shape != query.shape[:1] or token_keys.dtype != torch.int64):
+        raise ValueError("token_keys must be int64 with one element a token: "
+                         f"{token_keys.dtype} {list(token_keys.shape)} for {list(query.shape)}")
+    if query.is_cuda and not backend.DEBUG:
+        return  # what follows reads numbers, for which a GPU's host would have to wait
+    lengths = cell_offsets.diff()
+    if int(cell_offsets[-1]) != query.shape[0] or int(cell_offsets[0]) != 0 or (lengths < 0).any():
+        raise ValueError(f"cell_offsets must ascend from 0 to the {query.shape[0]} tokens of the batch, not from "
+                         f"{int(cell_offsets[0])} to {int(cell_offsets[-1])}")
+    if key_lengths is not None and ((key_lengths < 1) | (key_lengths > lengths)).any():
+        raise ValueError("key_lengths must be between 1 and the tokens of each cell")
+
+
 def attention(
     query: Tensor,
     key: Tensor,
@@ -88,13 +177,14 @@ def attention(
     key_lengths: Tensor | None = None,
     token_keys: Tensor | None = None,
     probability: float = 0.0,
+    max_tokens: int | None = None,
 ) -> Tensor:
     """dropout(softmax(scale · query · keyᵀ)) · value within each cell; cells never see each other.
 
     Parameters
     ----------
     query, key
-        [T, H, d]: H heads of width d. In bf16 the scores are rounded to bf16, as every layer's output is.
+        [T, H, d]: H heads of width d. On a CPU the scores of bf16 are rounded to bf16, as every layer's output is.
     value
         [T, H, e]; its width may differ from that of query and key.
     cell_offsets
@@ -110,26 +200,35 @@ def attention(
         j-th decide nothing about it.
     probability
         Of dropout.
+    max_tokens
+        The longest cell's tokens, which flash-attn and torch lay their grids out by; by default T, with many idle blocks.
 
     Returns
     -------
     [T, H, e].
+
+    Raises
+    ------
+    ValueError
+        For shapes, dtypes, devices, offsets or lengths that do not fit (offsets and lengths on a GPU: only with
+        SCBENCH_KERNELS_DEBUG=1).
     """
-    if query.shape != key.shape or query.shape[:2] != value.shape[:2] or query.ndim != 3 or value.ndim != 3:
-        raise ValueError("query, key and value must be [T, H, d], [T, H, d] and [T, H, e], not "
-                         f"{list(query.shape)}, {list(key.shape)} and {list(value.shape)}")
-    if int(cell_offsets[-1]) != query.shape[0]:
-        raise ValueError(f"cell_offsets end at {int(cell_offsets[-1])}, the batch has {query.shape[0]} tokens")
-    lengths = cell_offsets.diff()
-    if key_lengths is not None and ((key_lengths < 1) | (key_lengths > lengths)).any():
-        raise ValueError("key_lengths must be between 1 and the tokens of each cell")
-    if token_keys is not None and token_keys.shape != query.shape[:1]:
-        raise ValueError(f"token_keys must have one element a token: {list(token_keys.shape)} for {list(query.shape)}")
+    _check(query, key, value, cell_offsets, key_lengths, token_keys)
+    if probability == 0:
+        token_keys = None
     plain = query.shape == value.shape and scale is None and key_lengths is None and token_keys is None
+    path = attention_path(query, plain=plain)
+    if path in ("flash_attn", "torch_varlen"):
+        longest = query.shape[0] if max_tokens is None else max_tokens
+        return (_flash if path == "flash_attn" else _varlen)(query, key, value, cell_offsets, longest)
+    if path == "triton":
+        scale = query.shape[2] ** -0.5 if scale is None else scale
+        return TritonAttention.apply(query, key, value, cell_offsets, scale, key_lengths, token_keys, probability)
     if not plain or (query.dtype == torch.bfloat16 and query.device.type == "cpu"):
         return _CellAttention.apply(query, key, value, cell_offsets, scale, key_lengths, token_keys, probability)
     # torch.split, not slices: the gradient of a split is one concatenation, that of n slices n whole buffers.
-    cells = zip(*(x.transpose(0, 1).split(lengths.tolist(), 1) for x in (query, key, value)), strict=True)
+    lengths = cell_offsets.diff().tolist()
+    cells = zip(*(x.transpose(0, 1).split(lengths, 1) for x in (query, key, value)), strict=True)
     return torch.cat([F.scaled_dot_product_attention(q[None], k[None], v[None])[0] for q, k, v in cells], 1).transpose(0, 1)
 
 
