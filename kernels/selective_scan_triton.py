@@ -15,8 +15,8 @@ B and C, all cells to those of A and D: each program stores its part in a place 
 a fixed order. No atomics: two runs are bit-identical.
 
 Tile. 128 channels (the next power of 2, 32 at least, where there are fewer), one a lane: wide blocks leave few parts of the
-gradients of B and C. chunk = min(16, 64 / N): the backward holds 64 states a lane beside x, Δ and the gradient of a chunk.
-For N = 4 and 128 lanes it takes 192 to 224 registers without spilling (bf16: sm_90, sm_80).
+gradients of B and C. chunk = min(16, 64 / N): the backward holds 64 states a lane beside x, Δ and the gradient of a chunk. For
+N = 4 in bf16 it needs 192 (sm_90) to 224 (sm_80) registers; the compiler takes what there is, up to 255, and spills none.
 """
 
 import math
