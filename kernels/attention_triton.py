@@ -9,7 +9,7 @@ With keys j of query i's cell, D = probabilities' dropout (0 or 1 / keep, regene
 and head is kept, the base-2 logarithm of Σⱼ exp(Sᵢⱼ), from which the backward has P again.
 
 Work. A cell's tokens are cut into blocks of BLOCK rows; one program takes one block, one head and, forward, one tile of at
-most 128 value columns. Cell c has the programs from ⌊offsets[c] / BLOCK⌋ + c on: enough for ⌈n / BLOCK⌉ blocks wherever the
+most 128 value columns (fp32: 64). Cell c has the programs from ⌊offsets[c] / BLOCK⌋ + c on: enough for ⌈n / BLOCK⌉ blocks wherever the
 cell starts, at most one too many, and T // BLOCK + B in all, which the host knows without asking the device. A program counts
 the cells that begin before it to find its own. Nothing depends on the longest cell.
 
@@ -235,14 +235,18 @@ def _backward_kernel(
 
 
 def _tile(query: Tensor, value: Tensor, widest: int) -> dict[str, int]:
-    """The tile; `widest`: of the value columns. Blocks of 64 rows are what tensor cores take, and waste less of a cell of 513
-    tokens than 128 would; fp32 is multiplied without tensor cores, whose small tiles keep it in registers."""
-    block_e = min(widest, max(16, triton.next_power_of_2(value.shape[2])))
+    """The tile; `widest`: of the value columns.
+
+    Blocks of 64 rows are what tensor cores take, and waste less of a cell of 513 tokens than 128 would. fp32 goes without
+    tensor cores, operands in registers: smaller tiles, and twice the warps where heads are wide. At head widths up to 128 all
+    of it fits 64 KiB of shared memory.
+    """
     half = query.element_size() == 2
+    block_e = min(widest if half else 64, max(16, triton.next_power_of_2(value.shape[2])))
     return {
         "BLOCK_D": max(16, triton.next_power_of_2(query.shape[2])), "BLOCK_E": block_e,
         "TILES": triton.cdiv(value.shape[2], block_e), "BLOCK": 64 if half else 32, "STEP": 32 if half else 16,
-        "num_warps": 4, "num_stages": 2,
+        "num_warps": 4 if half or query.shape[2] <= 64 else 8, "num_stages": 2,
     }  # fmt: skip
 
 
