@@ -9,9 +9,9 @@ With keys j of query i's cell, D = probabilities' dropout (0 or 1 / keep, regene
 and head is kept, the base-2 logarithm of Σⱼ exp(Sᵢⱼ), from which the backward has P again.
 
 Work. A cell's tokens are cut into blocks of BLOCK rows; one program takes one block, one head and, forward, one tile of at
-most 128 value columns (fp32: 64). Cell c has the programs from ⌊offsets[c] / BLOCK⌋ + c on: enough for ⌈n / BLOCK⌉ blocks wherever the
-cell starts, at most one too many, and T // BLOCK + B in all, which the host knows without asking the device. A program counts
-the cells that begin before it to find its own. Nothing depends on the longest cell.
+most 128 value columns (fp32: 64). Cell c has the programs from ⌊offsets[c] / BLOCK⌋ + c on: enough for ⌈n / BLOCK⌉ blocks
+wherever the cell starts, at most one too many, and T // BLOCK + B in all, which the host knows without asking the device. A
+program counts the cells that begin before it to find its own. Nothing depends on the longest cell.
 
 Backward. A program owns its block's rows as queries, for which it loops over the keys (dQ), and as keys, for which it loops
 over the queries (dK and dV; with several value tiles, here of 64 columns, first dK, then dV a tile at a time). It makes δ from
