@@ -96,12 +96,12 @@ def rows_of(call: Callable[[], object], target: str) -> list[dict]:
 def _row(function: JITFunction, kernel, target: str) -> dict:
     metadata, assembly = kernel.metadata, kernel.asm
     text = assembly["ptx"] if "ptx" in assembly else assembly["amdgcn"]
-    registers, spills, static_shared = _nvidia(assembly["cubin"]) if "ptx" in assembly else _amd(text)
+    registers, spills = _nvidia(assembly["cubin"]) if "ptx" in assembly else _amd(text)
     tile = {p.name: kernel.src.constants.get((p.num,)) for p in function.params if p.is_constexpr}
     core = re.search(TENSOR_CORE, text)
     return {
         "kernel": function.fn.__name__, "target": target, "registers": registers, "spills": spills,
-        "shared_bytes": max(metadata.shared, static_shared), "shared_limit": SHARED_LIMIT[target],
+        "shared_bytes": metadata.shared, "shared_limit": SHARED_LIMIT[target],
         "tile": {name: int(value) for name, value in tile.items() if isinstance(value, (bool, int))},
         "warps": metadata.num_warps, "stages": metadata.num_stages,
         "dot": "tt.dot" in assembly["ttir"], "tensor_core": core.group(1) if core else None,
@@ -110,22 +110,21 @@ def _row(function: JITFunction, kernel, target: str) -> dict:
     }
 
 
-def _nvidia(cubin: bytes) -> tuple[int, int, int]:
-    """(registers, 32-bit registers spilled, static shared bytes) a thread, from the binary itself."""
+def _nvidia(cubin: bytes) -> tuple[int, int]:
+    """(registers, 32-bit registers spilled) a thread, from the binary itself: what it keeps on its stack is spilled."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         tool = knobs.nvidia.cuobjdump.path
         text = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
-    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", text)}
-    return usage["REG"], (usage["STACK"] + usage["LOCAL"]) // 4, 0
+    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return usage["REG"], (usage["STACK"] + usage["LOCAL"]) // 4
 
 
-def _amd(text: str) -> tuple[int, int, int]:
+def _amd(text: str) -> tuple[int, int]:
     """The same from the assembly's metadata; registers are vector ones, accumulators included."""
     usage = {name: int(value) for name, value in re.findall(r"^\s*-?\s*\.(\w+):\s+(\d+)\s*$", text, re.MULTILINE)}
-    spills = usage["vgpr_spill_count"] or usage["private_segment_fixed_size"] // 4
-    return usage["vgpr_count"], spills, usage["group_segment_fixed_size"]
+    return usage["vgpr_count"], usage["vgpr_spill_count"] or usage["private_segment_fixed_size"] // 4
 
 
 def flop_per_byte(ttir: str) -> float | None:

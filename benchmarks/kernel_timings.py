@@ -20,6 +20,7 @@ def measure(
 ) -> list[dict]:
     """Two rows, forward and backward, an op, dtype, width and implementation."""
     device, rows = machine.device(), []
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32: matrix products have it off by default, convolutions on
     for op in ops:
         for width in widths:
             shape = Shape(width=width, cells=cells, tokens=tokens)

@@ -92,7 +92,10 @@ def compile_all(options: KernelOptions) -> list[dict]:
                     torch.autograd.grad(output, case.wanted, torch.ones_like(output))
 
                 for target in options.targets:
-                    rows += [{"op": op, "dtype": dtype, "width": width, **row} for row in rows_of(call, target)]
+                    found = rows_of(call, target)
+                    rows += [{"op": op, "dtype": dtype, "width": width, **row} for row in found]
+                    print(f"{op} {dtype} {width} {target}: {len(found)} kernels, {sum(row['spills'] for row in found)} spills",
+                          file=sys.stderr, flush=True)  # takes minutes: say where it is
     return rows
 
 

@@ -31,14 +31,16 @@ def _table_rows(table, genes, gene_order) -> tuple[int, int]:
 
 
 def _masked_regression(hidden, weight, bias, targets) -> tuple[int, int]:
-    """hidden is read twice: once for the predictions, once for the weight's gradient."""
-    parameters = _size(weight, bias)
-    return _size(hidden, targets) + parameters + 4 * len(targets), 2 * _size(hidden) + 8 * len(targets) + 2 * parameters
+    """The forward pass makes the weight's gradient too, so hidden is read once; kept are the predictions."""
+    tokens = 8 * len(targets)
+    return _size(hidden, weight) + tokens, _size(hidden) + tokens + 2 * _size(weight) + 4 * weight.numel()
 
 
 def _mvc(queries, query_index, cell_embedding, cell_index, targets) -> tuple[int, int]:
-    rows, indices = _size(queries, cell_embedding), _size(query_index, cell_index)
-    return rows + indices + _size(targets) + 4 * len(targets), 2 * rows + indices + 8 * len(targets)
+    """The forward pass makes the cell embedding's gradient too, in fp32. Indices, targets and predictions both times."""
+    rows = _size(queries, cell_embedding) + 4 * cell_embedding.numel()
+    tokens = _size(query_index, cell_index) + 8 * len(targets)
+    return rows + tokens, rows + _size(cell_embedding) + tokens
 
 
 def _dropout(x, token_keys, probability) -> tuple[int, int]:
@@ -46,15 +48,13 @@ def _dropout(x, token_keys, probability) -> tuple[int, int]:
 
 
 def _relu_dropout(x, token_keys, probability) -> tuple[int, int]:
-    """Backward: the gradient, and x or the output, whose sign decides."""
-    return 2 * _size(x) + _size(token_keys), 3 * _size(x) + _size(token_keys)
+    """Backward: the output says what was kept, no keys."""
+    return 2 * _size(x) + _size(token_keys), 3 * _size(x)
 
 
 def _add_norm(x, residual, weight, bias, token_keys, probability) -> tuple[int, int]:
-    """Two statistics a token in fp32 are kept. Backward: the gradient and what is normalised in, two gradients out."""
-    statistics = 8 * len(x)
-    forward = 3 * _size(x) + _size(weight, bias, token_keys) + statistics
-    return forward, 5 * _size(x) + 2 * _size(weight) + _size(bias, token_keys) + statistics
+    """Backward: the gradient, x and residual in, two gradients out; the statistics are computed again."""
+    return 3 * _size(x) + _size(weight, bias, token_keys), 5 * _size(x) + 2 * _size(weight) + _size(bias, token_keys)
 
 
 def _attention(query, key, value, cell_offsets, **options) -> tuple[int, int]:

@@ -55,7 +55,10 @@ def measure(options: TrafficOptions) -> list[dict]:
     rows = []
     for op in options.ops or OPS:
         for dtype in options.dtypes:
-            rows += count_op(op, shape, dtype, details=options.details)
+            found = count_op(op, shape, dtype, details=options.details)
+            ratios = [f"{row['direction']} {row['bytes_moved'] / row['bytes_required']:.3f}" for row in found]
+            print(f"{op} {dtype}: {', '.join(ratios)}", file=sys.stderr, flush=True)  # takes minutes: say where it is
+            rows += found
     return rows
 
 
