@@ -69,7 +69,9 @@ def _label(figure: Figure, axes: Axes, points: list[tuple[float, float, str]]) -
 def plot_effects(effects: list[dict], path: Path) -> None:
     """One line a setting: each option's paired difference with its interval, a panel a metric."""
     metrics = [metric for metric in METRICS if any(row["metric"] == metric for row in effects)]
+    changes = list(dict.fromkeys((row["factor"], row["instead_of"], row["level"]) for row in effects))
     keys = list(dict.fromkeys((row["factor"], row["instead_of"], row["level"], row["setting"]) for row in effects))
+    keys.sort(key=lambda key: (changes.index(key[:3]), key[3] == ALL_SETTINGS))
     factors = list(dict.fromkeys(key[0] for key in keys))
     figure = Figure(figsize=(5 + 3 * len(metrics), 1.5 + 0.24 * len(keys)), layout="constrained")
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
