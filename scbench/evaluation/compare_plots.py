@@ -87,6 +87,7 @@ def plot_effects(effects: list[dict], path: Path) -> None:
         axes.axvline(0, color="#555555", linewidth=1)
         name, sign = METRICS[metric]
         axes.set(title=name, xlabel={-1: "difference (left: better)", 1: "difference (right: better)", 0: "difference"}[sign])
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(alpha=0.3, axis="x")
     labels = [f"{factor} {first} → {level} | {setting}" for factor, first, level, setting in keys]
     panels[0].set_yticks(range(len(keys)), labels, fontsize=7)
