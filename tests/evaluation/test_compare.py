@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from scbench import prepare
 from scbench.config import CompareConfig
@@ -217,7 +218,7 @@ def test_kill_9_anywhere_ends_in_the_same_table(finished, store, tmp_path):
     options = {**TINY, "json": None}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
     command = [sys.executable, "-m", "scbench", "compare", str(store), "-o", str(tmp_path / "cut"), "--json", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # as `finished`: bits depend on it
     for seconds in (6, 7, 8, 9, 10):  # start-up takes about 5
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(seconds)
