@@ -22,13 +22,13 @@ from scbench.errors import UserError
 from scbench.evaluation import compare_plots
 from scbench.evaluation.compare_effects import effects, effects_table
 from scbench.evaluation.compare_plan import plan
-from scbench.evaluation.compare_report import options_record, results_table, runs_csv
+from scbench.evaluation.compare_report import compares_costs, options_record, results_table, runs_csv
 from scbench.evaluation.compare_runs import baseline_rows, run_row
 from scbench.evaluation.labelled_cells import LabelledCells, read_stored_cells
 from scbench.evaluation.report import Table, screen
 from scbench.files import refuse_existing, write_text
 
-WIDE = 180  # columns, for so many numbers a row
+WIDE = 200  # columns, for so many numbers a row
 
 
 def compare(config: CompareConfig) -> tuple[Table, Table | None]:
@@ -63,7 +63,7 @@ def compare(config: CompareConfig) -> tuple[Table, Table | None]:
     source = {"fingerprint": store.fingerprint, "sources": store.manifest["sources"]}
     table = results_table(config, planned, done, baselines, source)
     _write(config, table.files() | {"runs.csv": runs_csv(done)})
-    if not config.factors() or "size" in config.factors():  # else all rows cost the same
+    if compares_costs(config):
         compare_plots.plot_quality(table.rows, "mvc_loss", config.output / "quality.png")
         if config.label is not None:
             compare_plots.plot_quality(table.rows, "linear_accuracy", config.output / "accuracy.png")

@@ -116,7 +116,9 @@ def effects_table(config: CompareConfig, found: list[dict]) -> Table:
         Column("metric", ("metric",)), EstimateColumn("difference", ("difference",), "{:.4f}"),
         Column("verdict", ("verdict",)),
     ]
-    return Table(f"What each option does ({config.structure or 'transformer'})", found, columns, sentences(found), {})
+    said = [*sentences(found), "A setting counts as unclear if its 95 % interval holds 0; the intervals are not corrected for "
+                               "their number: of twenty settings without any effect, one is expected to seem clear."]
+    return Table(f"What each option does ({config.structure or 'transformer'})", found, columns, said, {})
 
 
 def sentences(found: list[dict]) -> list[str]:

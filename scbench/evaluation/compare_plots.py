@@ -69,7 +69,9 @@ def _label(figure: Figure, axes: Axes, points: list[tuple[float, float, str]]) -
 def plot_effects(effects: list[dict], path: Path) -> None:
     """One line a setting: each option's paired difference with its interval, a panel a metric."""
     metrics = [metric for metric in METRICS if any(row["metric"] == metric for row in effects)]
+    changes = list(dict.fromkeys((row["factor"], row["instead_of"], row["level"]) for row in effects))
     keys = list(dict.fromkeys((row["factor"], row["instead_of"], row["level"], row["setting"]) for row in effects))
+    keys.sort(key=lambda key: (changes.index(key[:3]), key[3] == ALL_SETTINGS))
     factors = list(dict.fromkeys(key[0] for key in keys))
     figure = Figure(figsize=(5 + 3 * len(metrics), 1.5 + 0.24 * len(keys)), layout="constrained")
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
@@ -85,6 +87,7 @@ def plot_effects(effects: list[dict], path: Path) -> None:
         axes.axvline(0, color="#555555", linewidth=1)
         name, sign = METRICS[metric]
         axes.set(title=name, xlabel={-1: "difference (left: better)", 1: "difference (right: better)", 0: "difference"}[sign])
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(alpha=0.3, axis="x")
     labels = [f"{factor} {first} → {level} | {setting}" for factor, first, level, setting in keys]
     panels[0].set_yticks(range(len(keys)), labels, fontsize=7)

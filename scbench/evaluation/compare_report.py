@@ -13,14 +13,13 @@ ESTIMATES = (*(f"{head}_{name}" for head in HEADS for name in ERRORS), *PROBES, 
 PLAIN = ("row", "kind", "structure", "pooling", "layers", "width", "seeds", "diverged", "lr", "steps", "parameters",
          "encoder_parameters", "tokens_per_cell", "training_flops_per_cell", "activation_bytes_per_cell", "cells_per_second",
          "seconds", "search_steps", "search_seconds")
-COLUMNS = [
-    Column("row", ("row",)),
-    Column("rate", ("lr",), "{:g}"),
-    Column("steps", ("steps",), "{:,}"),
+COSTS = [
     Column("parameters", ("parameters",), "{:,}"),
     Column("FLOPs/cell", ("training_flops_per_cell",), "{:.2e}"),
     Column("cells/s", ("cells_per_second",), "{:,.0f}"),
     Column("kept bytes/cell", ("activation_bytes_per_cell",), "{:.2e}"),
+]
+LOSSES = [
     EstimateColumn("MVC loss", ("mvc_loss",), "{:.4f}"),
     EstimateColumn("regression loss", ("regression_loss",), "{:.4f}"),
 ]
@@ -48,7 +47,9 @@ def results_table(config: CompareConfig, plan: Plan, done: dict[str, dict], base
     """
     factors = config.factors()
     rows = [_model_row(config, row, done[row.name]) for row in plan.rows] + _baseline_rows(baselines, factors)
-    columns = COLUMNS + (PROBE_COLUMNS if config.label is not None else [])
+    columns = [Column("row", ("row",)), Column("rate", ("lr",), "{:g}"), Column("steps", ("steps",), "{:,}")]
+    columns += COSTS if compares_costs(config) else []
+    columns += LOSSES + (PROBE_COLUMNS if config.label is not None else [])
     subject = f"options of {config.structure or 'transformer'}" if factors else "structures"
     title = f"Comparison of {subject}, {budget_text(config)} a run"
     details = {
@@ -58,21 +59,25 @@ def results_table(config: CompareConfig, plan: Plan, done: dict[str, dict], base
     return Table(title, rows, columns, _sentences(config, plan, rows), details)
 
 
+def compares_costs(config: CompareConfig) -> bool:
+    """Whether the rows differ in what a cell costs."""
+    return not config.factors() or "size" in config.factors()
+
+
 def _model_row(config: CompareConfig, row: Row, done: dict) -> dict:
     planned, runs = done["plan"], done["runs"]
     speeds = [run["cells_per_second"] for run in runs]
     shape = {name: row.options.get(name, getattr(config, name)) for name in ("layers", "width")}
-    return _row(
-        row=row.name, kind="model", structure=row.options["structure"], pooling=row.options.get("pooling"), **shape,
-        **{factor: row.levels.get(factor) for factor in config.factors()}, seeds=len(runs), diverged=len(done["diverged"]),
-        lr=done["rates"]["chosen"], steps=planned["steps"], parameters=planned["parameters"],
-        encoder_parameters=planned["encoder_parameters"], tokens_per_cell=planned["tokens"],
-        training_flops_per_cell=planned["flops"], activation_bytes_per_cell=planned["activations"],
-        cells_per_second=sum(speeds) / len(speeds) if speeds else None,
-        seconds=sum(run["seconds"] for run in runs), search_steps=done["rates"]["steps"],
-        search_seconds=done["rates"]["seconds"],
-        estimates={name: [run[name] for run in runs if run[name] is not None] for name in ESTIMATES},
-    )
+    fields = {
+        "row": row.name, "kind": "model", "structure": row.options["structure"], "pooling": row.options.get("pooling"),
+        **shape, **row.levels, "seeds": len(runs), "diverged": len(done["diverged"]), "lr": done["rates"]["chosen"],
+        "steps": planned["steps"], "parameters": planned["parameters"], "encoder_parameters": planned["encoder_parameters"],
+        "tokens_per_cell": planned["tokens"], "training_flops_per_cell": planned["flops"],
+        "activation_bytes_per_cell": planned["activations"],
+        "cells_per_second": sum(speeds) / len(speeds) if speeds else None, "seconds": sum(run["seconds"] for run in runs),
+        "search_steps": done["rates"]["steps"], "search_seconds": done["rates"]["seconds"],
+    }
+    return _row(fields, {name: [run[name] for run in runs if run[name] is not None] for name in ESTIMATES})
 
 
 def _baseline_rows(baselines: dict, factors: tuple[str, ...]) -> list[dict]:
@@ -81,14 +86,14 @@ def _baseline_rows(baselines: dict, factors: tuple[str, ...]) -> list[dict]:
     rows = []
     for errors in baselines["errors"]:
         values = {f"{head}_{name}": [errors[field]] for head in HEADS for name, field in ERRORS.items()}
-        rows.append(_row(row=errors["method"], kind="baseline", **nothing, estimates=values))
+        rows.append(_row({"row": errors["method"], "kind": "baseline", **nothing}, values))
     for name, found in baselines["probes"].items():
         values = {field: [value] for field, value in found.items() if value is not None}
-        rows.append(_row(row=name, kind="baseline", **nothing, estimates=values))
+        rows.append(_row({"row": name, "kind": "baseline", **nothing}, values))
     return rows
 
 
-def _row(estimates: dict[str, list[float]], **fields) -> dict:
+def _row(fields: dict, estimates: dict[str, list[float]]) -> dict:
     """A row with all its fields, in one order."""
     row = {**dict.fromkeys(PLAIN), **fields}
     for name in ESTIMATES:
@@ -117,10 +122,11 @@ def _sentences(config: CompareConfig, plan: Plan, rows: list[dict]) -> list[str]
         seeds = f"mean of {config.seeds} seeds ± half the 95 % interval (Student's t over seeds)"
     said = [
         f"Losses: mean squared error of masked genes of the test split in log1p counts, uniform gene subsets; {seeds}.",
-        "Parameters: all but the gene table (a graph encoder's factor tables count). FLOPs/cell: needed in training, counted "
-        "analytically. Kept bytes: activations that wait for the backward pass. cells/s: median step on this machine, "
-        "indicative.",
     ]
+    if compares_costs(config):
+        said.append("Parameters: all but the gene table (a graph encoder's factor tables count). FLOPs/cell: needed in "
+                    "training, counted analytically. Kept bytes: activations that wait for the backward pass. cells/s: median "
+                    "step on this machine, indicative.")
     if len(config.rates()) > 1:
         tried = sum(row["search_seconds"] for row in models)
         final = sum(row["seconds"] for row in models)
@@ -131,7 +137,7 @@ def _sentences(config: CompareConfig, plan: Plan, rows: list[dict]) -> list[str]
     losses = {row["row"]: row["regression_loss"] if row["mvc_loss"] is None else row["mvc_loss"] for row in models}
     above = [name for name, loss in losses.items() if loss is not None and loss >= offset]
     below = sum(loss is not None and loss < offset for loss in losses.values())
-    others = f"; not: {', '.join(above)}" if above else ""
+    others = f"; not: {', '.join(above)}" if above and not config.factors() else ""
     said.append(f"Below {OFFSET} ({offset:.4f}): {below} of {len(models)} rows{others}.")
     said += [f"{row['row']}: {row['diverged']} of {config.seeds} runs diverged." for row in models if row["diverged"]]
     said += [f"{row['row']}: diverged at every rate." for row in models if row["lr"] is None]

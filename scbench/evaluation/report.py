@@ -71,7 +71,7 @@ class Table(NamedTuple):
         """Print the table and its sentences."""
         shown = RichTable(title=self.title, title_justify="left")
         for column in self.columns:
-            shown.add_column(column.title, justify="left" if column.pattern == "{}" else "right")
+            shown.add_column(column.title, justify="left" if column.pattern == "{}" else "right", overflow="fold")
         for row in self.rows:
             shown.add_row(*(column.text(row) for column in self.columns))
         console.print(shown)

@@ -128,6 +128,7 @@ def _pretrain(config: PretrainConfig) -> Run:
         with loader:
             validation = _train(config, store, engine, loader, telemetry, start_step, steps, tensors, train.n_cells)
     finally:
+        engine.destroy()  # else its hooks hold it, and the memory of a whole run, as long as the process lives
         if telemetry is not None:
             telemetry.close()
     return _finish(config, store, train, steps, validation)

@@ -42,7 +42,8 @@ def test_effects_have_a_panel_a_metric_and_a_line_a_setting(figures, tmp_path):
     effects = [
         {"factor": "mvc", "level": "on", "instead_of": "off", "setting": setting, "metric": metric, "difference": 0.1,
          "difference_low": low, "difference_high": None if low is None else 0.3}
-        for metric in ("regression_loss", "knn_accuracy") for setting, low in [("preprocess bin", -0.1), ("all settings", None)]
+        for metric in ("regression_loss", "knn_accuracy")
+        for setting, low in [("preprocess bin", -0.1), ("all settings", None)]
     ]
     compare_plots.plot_effects(effects, tmp_path / "effects.png")
     assert [axes.get_title() for axes in figures[0].axes] == ["regression loss", "k-NN accuracy"]

@@ -1,4 +1,4 @@
-"""What comes again in the next epoch: every cell, in another order, with other genes and other masks."""
+"""What a run trains on: in every epoch each cell, in another order, with other genes and other masks."""
 
 import itertools
 
@@ -48,3 +48,15 @@ def test_the_seed_decides_all_of_it_in_the_recipe_of_the_paper_too(small_store, 
                            for name, seed in [("a", 3), ("b", 3), ("c", 4)])
     assert [list(epoch.items()) for epoch in first] == [list(epoch.items()) for epoch in again]
     assert list(first[0]) != list(other[0])
+
+
+@pytest.mark.parametrize("recipe", ["default", "aaai2025"])
+def test_weighted_sampling_changes_half_of_the_long_cells(recipe, small_store, tmp_path, monkeypatch):
+    """The laws are keyed alike: where the coin says uniform, the same genes come with the option and without."""
+    on, off = (cells_by_epoch(small_store, tmp_path / str(weighted), monkeypatch, recipe=recipe, epochs=1,
+                              weighted_sampling=weighted)[0] for weighted in (True, False))
+    assert list(on) == list(off)
+    long = [cell for cell, (shown, _) in on.items() if len(shown) == 20]
+    changed = sum(on[cell][0] != off[cell][0] for cell in long)
+    assert abs(changed / len(long) - 0.5) < 5 * 0.5 / len(long) ** 0.5
+    assert all(on[cell] == off[cell] for cell in on.keys() - set(long))

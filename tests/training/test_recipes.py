@@ -1,5 +1,6 @@
 """Every structure trains under both recipes, through the real loop; the options of a run reach the model."""
 
+import gc
 import json
 
 import numpy as np
@@ -88,3 +89,14 @@ def test_a_resumed_run_keeps_its_recipe(small_store, tmp_path):
     pretrain(small_store, tmp_path / "run", **SMALL)
     with pytest.raises(UserError, match=r"--clip was 1\.0"):
         pretrain(small_store, tmp_path / "run", recipe="aaai2025", precision="bf16", resume=True, **SMALL)
+
+
+def test_a_finished_run_gives_its_memory_back(small_store, tmp_path):
+    """A comparison trains dozens of models in one process."""
+    def alive() -> int:
+        gc.collect()
+        return sum(isinstance(thing, ExpressionModel) for thing in gc.get_objects())
+
+    before = alive()
+    pretrain(small_store, tmp_path / "run", **SMALL)
+    assert alive() == before

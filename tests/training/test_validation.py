@@ -1,8 +1,11 @@
 """Validation: cells of a split of their own, and the same genes and masks at any time, in any run, under any options."""
 
 import itertools
+import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from scbench import Store, pretrain
 from scbench.training import validation as module
@@ -56,3 +59,17 @@ def test_it_is_fixed_and_on_cells_of_its_own_split(expected, small_store):
                                      {"structure": "cnn"}, {"micro_batch_cells": 5}])
 def test_no_option_of_the_training_changes_it(options, expected, small_store, tmp_path, monkeypatch):
     assert validations(small_store, tmp_path / "run", monkeypatch, **options) == expected
+
+
+def test_the_last_step_is_the_model_however_it_validates(small_store, tmp_path):
+    """Nothing is chosen by a loss: where validation gets worse and worse, the last weights are the model's all the same."""
+    options = {"validate_every": 1, "checkpoint_every": 1, "keep_last": 9, "optimizer": "sgd", "lr": 0.3, "clip": 0.0}
+    run = pretrain(small_store, tmp_path / "run", **{**SMALL, **options})
+    rows = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    assert len(losses) == 4 and losses[-1] > losses[0]
+    model = load_file(run.model_dir / "model.safetensors")
+    last, *others = (load_file(run.directory / "checkpoints" / f"step-{step:08d}" / "master.safetensors")
+                     for step in (4, 3, 2, 1))
+    assert all(torch.equal(model[name], last[name]) for name in model)
+    assert not any(torch.equal(model["embedding.table"], other["embedding.table"]) for other in others)
