@@ -1,6 +1,6 @@
-"""Which implementation of an operation runs: Triton on a GPU, PyTorch elsewhere.
+"""Which implementation of an operation runs: Triton on a GPU once that is proven there, PyTorch elsewhere.
 
-SCBENCH_KERNELS=triton or torch overrides the choice. With TRITON_INTERPRET=1 beside SCBENCH_KERNELS=triton everything runs
+SCBENCH_KERNELS=triton or torch overrides the choice; until the kernels have run on a GPU, it is the only way to them. With TRITON_INTERPRET=1 beside SCBENCH_KERNELS=triton everything runs
 through the Triton kernels on a CPU, slowly: how they are tested without a GPU. SCBENCH_KERNELS_DEBUG=1 adds the checks that
 would make a GPU wait for the host.
 """
@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 from torch import Tensor
 
+PROVEN = False  # no kernel here has run on a device yet: the interpreter and the compilers are all that vouch for them
 HAS_TRITON = find_spec("triton") is not None
 FORCED = os.environ.get("SCBENCH_KERNELS", "")
 DEBUG = os.environ.get("SCBENCH_KERNELS_DEBUG", "") not in ("", "0")
@@ -24,4 +25,4 @@ def use_triton(x: Tensor) -> bool:
     """Whether the Triton kernels take `x`'s operation."""
     if FORCED:
         return FORCED == "triton"
-    return HAS_TRITON and x.is_cuda
+    return PROVEN and HAS_TRITON and x.is_cuda

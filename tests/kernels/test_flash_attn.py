@@ -95,6 +95,7 @@ def test_which_way_a_gpu_goes(monkeypatch, found, dtype, width, plain, capabilit
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(backend, "FORCED", forced)
     monkeypatch.setattr(backend, "HAS_TRITON", True)
+    monkeypatch.setattr(backend, "PROVEN", True)
     query = SimpleNamespace(is_cuda=True, dtype=dtype, shape=(7, 4, width), device="cuda:0")
     assert attention_path(query, plain=plain) == path
 
