@@ -1,8 +1,8 @@
 """Which implementation of an operation runs: Triton on a GPU once that is proven there, PyTorch elsewhere.
 
-SCBENCH_KERNELS=triton or torch overrides the choice; until the kernels have run on a GPU, it is the only way to them. With TRITON_INTERPRET=1 beside SCBENCH_KERNELS=triton everything runs
-through the Triton kernels on a CPU, slowly: how they are tested without a GPU. SCBENCH_KERNELS_DEBUG=1 adds the checks that
-would make a GPU wait for the host.
+SCBENCH_KERNELS=triton or torch overrides the choice; until the kernels have run on a GPU, it is the only way to them. With
+TRITON_INTERPRET=1 beside SCBENCH_KERNELS=triton everything runs through the Triton kernels on a CPU, slowly: how they are
+tested without a GPU. SCBENCH_KERNELS_DEBUG=1 adds the checks that would make a GPU wait for the host.
 """
 
 import os
