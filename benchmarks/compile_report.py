@@ -99,12 +99,13 @@ def _row(function: JITFunction, kernel, target: str) -> dict:
     registers, spills = _nvidia(assembly["cubin"]) if "ptx" in assembly else _amd(text)
     tile = {p.name: kernel.src.constants.get((p.num,)) for p in function.params if p.is_constexpr}
     core = re.search(TENSOR_CORE, text)
+    dots = re.findall(r"tt\.dot.*: tensor<[\dx]+x(\w+)> \*", assembly["ttir"])
     return {
         "kernel": function.fn.__name__, "target": target, "registers": registers, "spills": spills,
         "shared_bytes": metadata.shared, "shared_limit": SHARED_LIMIT[target],
         "tile": {name: int(value) for name, value in tile.items() if isinstance(value, (bool, int))},
         "warps": metadata.num_warps, "stages": metadata.num_stages,
-        "dot": "tt.dot" in assembly["ttir"], "tensor_core": core.group(1) if core else None,
+        "dot": "+".join(sorted(set(dots))) or None, "tensor_core": core.group(1) if core else None,
         "loads": len(re.findall(LOAD, text)), "wide_loads": len(re.findall(WIDE_LOAD, text)),
         "flop_per_byte": flop_per_byte(assembly["ttir"]),
     }

@@ -154,6 +154,8 @@ def main(arguments: list[str] | None = None) -> None:
 
         write(options.compile_report, rows, {**machine.describe(), **versions()}, ("op", "kernel", "target", "dtype", "width"))
         return
+    if machine.device().type == "cuda":
+        os.environ.setdefault("SCBENCH_KERNELS", "triton")  # what is timed on a GPU; =torch times the PyTorch path there
     from kernel_timings import measure
 
     traffic = None if options.traffic is None else json.loads(options.traffic.read_text(encoding="utf-8"))
