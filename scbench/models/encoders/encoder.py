@@ -1,5 +1,7 @@
 """What every structure is: packed token states in, token states or cell embeddings out."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -8,7 +10,7 @@ from scbench.data.batch import CellBatch
 from scbench.models.dropout_keys import DropoutKeys
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """Base of the encoders.
 
     Attributes
@@ -23,9 +25,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
 
+    @abstractmethod
     def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:
         """states [T, D]; `batch.genes` holds vocabulary ids; `keys(layer, site)` gives a site's dropout keys or None."""
-        raise NotImplementedError
 
     def initialize(self, name: str, parameter: Tensor, generator: torch.Generator) -> bool:
         """Fill a parameter (its name inside the encoder) in the structure's own way; False: the model's rule holds."""
