@@ -5,12 +5,16 @@ kernel is decorated: tests/kernels/test_triton.py starts it. Elsewhere nothing h
 """
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 if os.environ.get("TRITON_INTERPRET") != "1" or os.environ.get("SCBENCH_KERNELS") != "triton":
     collect_ignore_glob = ["test_*.py"]
+else:
+    sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +54,12 @@ def assert_as_good():
             assert error <= limit, f"output {number}: error {error:.2e}, plain {allowed:.2e}, largest {largest:.2e}"
 
     return check
+
+
+@pytest.fixture(autouse=True)
+def checked_memory():
+    """Every launch of every test here is checked: out of bounds, races, atomics. Gives the kernels launched."""
+    from memory_check import checked
+
+    with checked() as launched:
+        yield launched
