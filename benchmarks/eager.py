@@ -26,7 +26,7 @@ def masked_regression(hidden, weight, bias, targets) -> tuple[Tensor, Tensor]:
     return (predictions - targets).square().sum(), predictions
 
 
-def mvc(queries, query_index, cell_embedding, cell_index, targets) -> tuple[Tensor, Tensor]:
+def mvc(queries, query_index, query_order, cell_embedding, cell_index, targets) -> tuple[Tensor, Tensor]:
     """Gathered queries times gathered cell embeddings, squared error."""
     predictions = (queries[query_index] * cell_embedding[cell_index]).sum(1).to(targets.dtype)
     return (predictions - targets).square().sum(), predictions

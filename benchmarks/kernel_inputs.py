@@ -123,7 +123,7 @@ def _mvc(shape: Shape, draw: _Draw) -> dict:
     batch, d = _batch(shape), shape.width
     return {
         "queries": draw(len(batch.query_genes), d, scale=d**-0.5), "query_index": batch.query_index,
-        "cell_embedding": draw(shape.cells, d), "targets": batch.targets,
+        "query_order": batch.query_order, "cell_embedding": draw(shape.cells, d), "targets": batch.targets,
         "cell_index": (torch.searchsorted(batch.cell_offsets, batch.masked, right=True) - 1).int(),
     }
 

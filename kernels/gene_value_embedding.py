@@ -13,9 +13,9 @@ share a number: see that file) and its own tile of ∂W₂.
 Bytes that must move, e the size of an element, W the distinct genes, P = e (D² + 4 D) the MLP's parameters:
     forward     W D e + T D e + 8 T + P     (rows that occur, out, genes and values, parameters)
     backward    T D e + V D e + 12 T + 2 P     (∂out, ∂table; genes, values and order; parameters and their gradients)
-    besides     forward 4 T of buckets, 8 D (D + 1) of pieces written, those that occur read; backward 24 V of segment bounds
-                (8 V more a launch), about 50 T for the sort by bucket, twice 8 D a partial sum, one a chunk of 256 tokens and
-                bucket that occurs in it.
+    besides     forward 4 T of buckets, 8 D (D + 1) of pieces written, those that occur read; backward about 50 T for the sort
+                by bucket, twice 8 D a partial sum, one a chunk of 256 tokens and bucket that occurs in it, and for each launch
+                of column slabs after the first 24 T of genes, values and orders.
 """
 
 import torch
@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scbench.kernels import backend
+from scbench.kernels.checks import FLOATS, INDICES, VALUES, check, check_order
 from scbench.kernels.gene_value_embedding_triton import launch_backward, launch_forward
-from scbench.kernels.table_rows import check_genes, table_rows
+from scbench.kernels.table_rows import table_rows
 
 
 class _GeneValueEmbedding(torch.autograd.Function):
@@ -61,16 +62,15 @@ def gene_value_embedding(
     Parameters
     ----------
     genes
-        int32 [T], rows of the table.
+        int32 or int64 [T], rows of the table.
     values
-        float32 [T]: log1p counts, 0 at `<cls>`, −1 where masked.
+        float32 [T] (float64 will do for float64 weights): log1p counts, 0 at `<cls>`, −1 where masked.
     gene_order
-        int32 [T], an order of the tokens in which equal genes are neighbours and keep theirs (made on the host): the
-        segments of the table's gradient.
+        int32 or int64 [T], the tokens sorted by gene, stable (made on the host): the segments of the table's gradient.
     table
         [V, D].
     weight1, bias1, weight2, bias2
-        [D, 1], [D], [D, D], [D]: the value MLP 1 → D → D with ReLU.
+        [D, 1], [D], [D, D], [D] in the table's dtype: the value MLP 1 → D → D with ReLU.
 
     Returns
     -------
@@ -83,8 +83,12 @@ def gene_value_embedding(
         raise ValueError(f"bias1 and bias2 must be [D], not {list(bias1.shape)} and {list(bias2.shape)}")
     if genes.ndim != 1 or not genes.shape == values.shape == gene_order.shape:
         raise ValueError("genes, values and gene_order must have one element a token")
+    check(table.device, FLOATS, table=table)
+    check(table.device, (table.dtype,), weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2)
+    check(table.device, INDICES, genes=genes, gene_order=gene_order)
+    check(table.device, VALUES, values=values)
     if backend.DEBUG:
-        check_genes(genes, gene_order, table.shape[0])
+        check_order("genes", genes, "gene_order", gene_order, table.shape[0])
     if backend.use_triton(table):
         trained = (table, weight1, bias1, weight2, bias2)
         save = torch.is_grad_enabled() and any(x.requires_grad for x in trained)

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from scbench.kernels.backend import HAS_TRITON
 from scbench.kernels.row_tiles import TILE, accumulator, column_sums, row_block, rows_of_tile
-from scbench.kernels.segments import segment_bounds, tile_elements
+from scbench.kernels.segments import search_steps, tile_elements
 
 CACHE = 8_000_000  # bytes
 CHUNK = 256  # sorted tokens a program adds up: 8·D bytes a bucket and chunk against CHUNK·D·e read
@@ -157,8 +157,8 @@ if HAS_TRITON:
 
     @triton.jit
     def _backward_kernel(
-        grad, values, gene_order, bounds, grad_table, buckets, bucket_order, partials, partial_buckets,
-        n_tokens, n_genes, D, first_column, n_chunks,
+        grad, genes, values, gene_order, grad_table, buckets, bucket_order, partials, partial_buckets,
+        n_tokens, n_genes, search_steps, D, first_column, n_chunks,
         KEYS: tl.constexpr, SLAB: tl.constexpr, CHUNK: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
     ):  # fmt: skip
         bucket_programs = n_chunks * (SLAB // COLUMNS)
@@ -172,8 +172,8 @@ if HAS_TRITON:
         else:
             column = first_column + tl.arange(0, SLAB)
             add_up_segments(
-                grad, gene_order, bounds, None, None, grad_table,
-                (program - bucket_programs) * KEYS, n_genes, column, column < D, D, KEYS, False, ACC,
+                grad, genes, gene_order, None, None, None, None, grad_table,
+                (program - bucket_programs) * KEYS, n_tokens, n_genes, search_steps, column, column < D, D, KEYS, False, ACC,
             )  # fmt: skip
 
     @triton.jit
@@ -255,7 +255,6 @@ def launch_backward(
     (n_genes, width), n_tokens, device, dtype = table_shape, len(genes), grad.device, accumulator(grad.dtype)
     acc, n_chunks = _accumulator(grad), triton.cdiv(n_tokens, CHUNK)
     grad_table = torch.empty(n_genes, width, dtype=grad.dtype, device=device)
-    bounds = segment_bounds(genes, gene_order, n_genes)
     buckets, bucket_order = torch.sort(buckets, stable=True)
     n_partials = n_chunks + 2 * width
     partials = torch.empty(n_partials, 2, width, dtype=dtype, device=device)
@@ -266,8 +265,8 @@ def launch_backward(
     keys = max(1, tile_elements(grad) // slab)
     for first_column in range(0, width, slab):
         _backward_kernel[(n_chunks * (slab // COLUMNS) + triton.cdiv(n_genes, keys),)](
-            grad, values, gene_order, bounds, grad_table, buckets, bucket_order, partials, partial_buckets,
-            n_tokens, n_genes, width, first_column, n_chunks,
+            grad, genes, values, gene_order, grad_table, buckets, bucket_order, partials, partial_buckets,
+            n_tokens, n_genes, search_steps(n_tokens), width, first_column, n_chunks,
             KEYS=keys, SLAB=slab, CHUNK=CHUNK, COLUMNS=COLUMNS, ACC=acc, num_warps=4,
         )  # fmt: skip
     grad_weight2 = torch.empty(width, width, dtype=weight2.dtype, device=device)

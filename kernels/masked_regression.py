@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from scbench.kernels import backend
+from scbench.kernels.checks import FLOATS, VALUES, check
 from scbench.kernels.row_tiles import PROGRAM_ROWS, TILE, accumulator, column_sums, row_block, rows_of_tile
 
 if backend.HAS_TRITON:
@@ -119,10 +120,13 @@ class _MaskedRegression(torch.autograd.Function):
         loss, predictions, grad_weight, grad_bias = _launch_forward(hidden, weight, bias, targets, gradients)
         ctx.save_for_backward(predictions, targets, weight, grad_weight, grad_bias)
         ctx.mark_non_differentiable(predictions)
+        ctx.set_materialize_grads(False)  # no zeros for the predictions
         return loss, predictions
 
     @staticmethod
-    def backward(ctx, grad_loss: Tensor, _) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad_loss: Tensor | None, _) -> tuple[Tensor | None, ...]:
+        if grad_loss is None:
+            return (None,) * 5
         predictions, targets, weight, grad_weight, grad_bias = ctx.saved_tensors
         grad_hidden = _launch_backward(predictions, targets, weight, grad_loss)
         grad_weight, grad_bias = ((grad * grad_loss).to(weight.dtype) for grad in (grad_weight, grad_bias))
@@ -149,9 +153,11 @@ def masked_regression(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Ten
     if hidden.ndim != 2 or weight.shape != (1, hidden.shape[1]) or targets.shape != hidden.shape[:1]:
         raise ValueError(f"hidden, weight and targets must be [M, D], [1, D] and [M], not {list(hidden.shape)}, "
                          f"{list(weight.shape)} and {list(targets.shape)}")
-    if bias.shape != (1,) or not hidden.dtype == weight.dtype == bias.dtype:
-        raise ValueError(f"bias must be [1], and hidden, weight and bias of one dtype, not {list(bias.shape)}, "
-                         f"{hidden.dtype}, {weight.dtype} and {bias.dtype}")
+    if bias.shape != (1,):
+        raise ValueError(f"bias must be [1], not {list(bias.shape)}")
+    check(hidden.device, FLOATS, hidden=hidden)
+    check(hidden.device, (hidden.dtype,), weight=weight, bias=bias)
+    check(hidden.device, VALUES, targets=targets)
     if backend.use_triton(hidden):
         gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, weight, bias))
         return _MaskedRegression.apply(hidden, weight, bias, targets, gradients)

@@ -1,9 +1,9 @@
-"""Sums of rows that share a key, without atomics: each key's rows are one run of an order that keeps equal keys together.
+"""Sums of rows that share a key, without atomics: sorted by key, each key's rows are one run.
 
     out[k] = Σ coefficient[i] · rows[i]  over the i with keys[i] = k, in the order's order
 
-First every run's ends are written down by its first and last element, then a program takes a tile of keys and writes their
-rows of `out`, zeros where a key does not occur: every row of `out` is written once, by one program.
+A program takes a tile of keys, finds their runs by binary search and writes their rows of `out`, zeros where a key does not
+occur: every row of `out` is written once, by one program, and nothing else is.
 """
 
 import torch
@@ -19,50 +19,51 @@ if HAS_TRITON:
     SHORT = tl.constexpr(16)  # a longer run has the program's lanes for itself
 
     @triton.jit
-    def _bounds_kernel(
-        keys, order, bounds,
-        n_elements, n_keys,
-        BLOCK: tl.constexpr,
-    ):  # fmt: skip
-        place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        inside = place < n_elements
-        key = tl.load(keys + tl.load(order + place, mask=inside, other=0), mask=inside, other=0)
-        has_before, has_after = inside & (place > 0), place + 1 < n_elements
-        before = tl.load(keys + tl.load(order + place - 1, mask=has_before, other=0), mask=has_before, other=0)
-        after = tl.load(keys + tl.load(order + place + 1, mask=has_after, other=0), mask=has_after, other=0)
-        tl.store(bounds + key, place.to(tl.int32), mask=inside & ((place == 0) | (before != key)))
-        tl.store(bounds + n_keys + key, (place + 1).to(tl.int32), mask=inside & ((place + 1 == n_elements) | (after != key)))
+    def first_places(keys, order, key, n_elements, search_steps):
+        """Where runs start: for each `key` (any shape) how many elements have a smaller one. No `order` if `keys` ascend."""
+        low = key * 0
+        high = low + n_elements
+        for _ in range(search_steps):
+            middle = low + (high - low) // 2
+            element = middle if order is None else tl.load(order + middle, mask=low < high, other=0)
+            smaller = (low < high) & (tl.load(keys + element, mask=low < high, other=0) < key)
+            low = tl.where(smaller, middle + 1, low)
+            high = tl.where(smaller, high, middle)
+        return low
 
     @triton.jit
     def _rows_at(
-        rows, order, row_index, coefficients, place, mask, column, column_mask, D,
-        WEIGHTED: tl.constexpr, ACC: tl.constexpr,
+        rows, order, row_index, predictions, targets, grad_loss, place, mask, column, column_mask, D,
+        ERRORS: tl.constexpr, ACC: tl.constexpr,
     ):  # fmt: skip
         """The rows of the elements at some places of the order, times their coefficients: [places, columns]."""
         element = tl.load(order + place, mask=mask, other=0).to(tl.int64)
-        row = tl.load(row_index + element, mask=mask, other=0).to(tl.int64) if WEIGHTED else element
+        row = tl.load(row_index + element, mask=mask, other=0).to(tl.int64) if ERRORS else element
         tile_mask = mask[:, None] & column_mask[None, :]
         tile = tl.load(rows + row[:, None] * D + column[None, :], mask=tile_mask, other=0).to(ACC)
-        if WEIGHTED:
-            tile *= tl.load(coefficients + element, mask=mask, other=0).to(ACC)[:, None]
+        if ERRORS:
+            error = tl.load(predictions + element, mask=mask, other=0) - tl.load(targets + element, mask=mask, other=0)
+            tile *= (2 * tl.load(grad_loss) * error).to(ACC)[:, None]
         return tile
 
     @triton.jit
     def add_up_segments(
-        rows, order, bounds, row_index, coefficients, out,
-        first_key, n_keys, column, column_mask, D,
-        KEYS: tl.constexpr, WEIGHTED: tl.constexpr, ACC: tl.constexpr,
+        rows, keys, order, row_index, predictions, targets, grad_loss, out,
+        first_key, n_elements, n_keys, search_steps, column, column_mask, D,
+        KEYS: tl.constexpr, ERRORS: tl.constexpr, ACC: tl.constexpr,
     ):  # fmt: skip
         """Some columns of KEYS rows of `out`. Short runs are added side by side, long ones one after the other."""
         key = first_key + tl.arange(0, KEYS)
-        start = tl.load(bounds + key, mask=key < n_keys, other=0)
-        count = tl.load(bounds + n_keys + key, mask=key < n_keys, other=0) - start
+        bounds = key[:, None] + tl.arange(0, 2)[None, :]  # a run ends where the next key's starts
+        start, stop = tl.split(first_places(keys, order, bounds, n_elements, search_steps))
+        count = stop - start
         short = count <= SHORT
         total = tl.zeros([KEYS, column.shape[0]], ACC)
         for k in range(tl.max(tl.where(short, count, 0), axis=0)):
             total += _rows_at(
-                rows, order, row_index, coefficients, start + k, short & (k < count), column, column_mask, D, WEIGHTED, ACC
-            )
+                rows, order, row_index, predictions, targets, grad_loss, start + k, short & (k < count), column, column_mask, D,
+                ERRORS, ACC,
+            )  # fmt: skip
         out_offset = key.to(tl.int64)[:, None] * D + column[None, :]
         out_mask = (short & (key < n_keys))[:, None] & column_mask[None, :]
         tl.store(out + out_offset, total.to(out.dtype.element_ty), mask=out_mask)
@@ -75,22 +76,22 @@ if HAS_TRITON:
                     for k in range(0, long_count, KEYS):
                         lane = k + tl.arange(0, KEYS)
                         long_total += _rows_at(
-                            rows, order, row_index, coefficients, long_start + lane, lane < long_count, column, column_mask, D,
-                            WEIGHTED, ACC,
+                            rows, order, row_index, predictions, targets, grad_loss, long_start + lane, lane < long_count,
+                            column, column_mask, D, ERRORS, ACC,
                         )  # fmt: skip
                     sums = tl.sum(long_total, axis=0).to(out.dtype.element_ty)
                     tl.store(out + (first_key + number).to(tl.int64) * D + column, sums, mask=column_mask)
 
     @triton.jit
     def _segments_kernel(
-        rows, order, bounds, row_index, coefficients, out,
-        n_keys, D,
-        KEYS: tl.constexpr, D_BLOCK: tl.constexpr, WEIGHTED: tl.constexpr, ACC: tl.constexpr,
+        rows, keys, order, row_index, predictions, targets, grad_loss, out,
+        n_elements, n_keys, search_steps, D,
+        KEYS: tl.constexpr, D_BLOCK: tl.constexpr, ERRORS: tl.constexpr, ACC: tl.constexpr,
     ):  # fmt: skip
         column = tl.arange(0, D_BLOCK)
         add_up_segments(
-            rows, order, bounds, row_index, coefficients, out,
-            tl.program_id(0) * KEYS, n_keys, column, column < D, D, KEYS, WEIGHTED, ACC,
+            rows, keys, order, row_index, predictions, targets, grad_loss, out,
+            tl.program_id(0) * KEYS, n_elements, n_keys, search_steps, column, column < D, D, KEYS, ERRORS, ACC,
         )  # fmt: skip
 
 
@@ -99,43 +100,41 @@ def tile_elements(rows: Tensor) -> int:
     return 2 * TILE // rows.element_size()
 
 
-def segment_bounds(keys: Tensor, order: Tensor, n_keys: int) -> Tensor:
-    """int32 [2, n_keys]: where each key's run starts and ends in `order`; 0 and 0 if it does not occur.
-
-    `order` keeps equal keys together, so a key has one first and one last element, which write its bounds.
-    """
-    bounds = torch.zeros(2, n_keys, dtype=torch.int32, device=keys.device)
-    _bounds_kernel[(triton.cdiv(len(keys), 1024),)](keys, order, bounds, len(keys), n_keys, BLOCK=1024)
-    return bounds
+def search_steps(n_elements: int) -> int:
+    """Halvings until a binary search among the n + 1 places around n elements has one left."""
+    return n_elements.bit_length()
 
 
 def segment_sums(
     rows: Tensor,
+    keys: Tensor,
     order: Tensor,
-    bounds: Tensor,
+    n_keys: int,
     dtype: torch.dtype,
     row_index: Tensor | None = None,
-    coefficients: Tensor | None = None,
+    predictions: Tensor | None = None,
+    targets: Tensor | None = None,
+    grad_loss: Tensor | None = None,
 ) -> Tensor:
-    """Each key's sum of rows, [n_keys, D] in `dtype`, added up in fp32 (fp64 for fp64).
+    """Each key's sum of rows, [n_keys, D] in `dtype`, added up in fp32 (fp64 if one of the dtypes is).
 
     Parameters
     ----------
     rows
         [N, D]: a row an element; with `row_index`, rows that elements share.
+    keys
+        int [N], each in 0 … n_keys − 1.
     order
-        int [N], the elements, equal keys together.
-    bounds
-        From `segment_bounds`.
-    row_index, coefficients
-        Both or none, [N]: the row of each element and its factor.
+        int [N]: the elements, sorted by key.
+    row_index, predictions, targets, grad_loss
+        All or none, [N] and a scalar: the row of each element, and its coefficient 2 (prediction − target) · grad_loss.
     """
-    width, n_keys = rows.shape[1], bounds.shape[1]
+    width, keys_of_tile = rows.shape[1], rows_of_tile(rows.shape[1], tile_elements(rows))
     out = torch.empty(n_keys, width, dtype=dtype, device=rows.device)
-    keys = rows_of_tile(width, tile_elements(rows))
-    _segments_kernel[(triton.cdiv(n_keys, keys),)](
-        rows, order, bounds, row_index, coefficients, out, n_keys, width,
-        KEYS=keys, D_BLOCK=row_block(width), WEIGHTED=row_index is not None,
-        ACC=tl.float64 if rows.dtype == torch.float64 else tl.float32, num_warps=4,
+    _segments_kernel[(triton.cdiv(n_keys, keys_of_tile),)](
+        rows, keys, order, row_index, predictions, targets, grad_loss, out,
+        len(keys), n_keys, search_steps(len(keys)), width,
+        KEYS=keys_of_tile, D_BLOCK=row_block(width), ERRORS=row_index is not None,
+        ACC=tl.float64 if torch.float64 in (rows.dtype, dtype) else tl.float32, num_warps=4,
     )  # fmt: skip
     return out

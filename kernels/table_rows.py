@@ -2,15 +2,15 @@
 
     out[t] = table[genes[t]],   ∂table[v] = Σ ∂out[t] over the tokens t of gene v, in `gene_order`'s order, in fp32
 
-The gradient is made by segments (kernels/segments.py): no atomics, and rows without tokens are written as zeros in the same
-pass. Layout: [V, D] and [T, D] row-major, a tile of whole rows in registers (D ≤ 16384).
+The gradient is made by segments (kernels/segments.py) in one launch: no atomics, and rows without tokens are written as zeros
+in the same pass. Layout: [V, D] and [T, D] row-major, a tile of whole rows in registers (D ≤ 16384).
 
 Races: a program writes only its own rows of `out`; each row of ∂table has one program.
 
 Bytes that must move, e the size of an element and W the distinct genes:
     forward     W D e + T D e + 4 T     (rows that occur, which fit the cache; out; genes)
     backward    T D e + V D e + 8 T     (∂out, ∂table, genes and gene_order)
-    besides     24 V of segment bounds: zeroed, written and read.
+    besides     nothing
 """
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scbench.kernels import backend
+from scbench.kernels.checks import FLOATS, INDICES, check, check_order
 from scbench.kernels.row_tiles import row_block, rows_of_tile
-from scbench.kernels.segments import segment_bounds, segment_sums
+from scbench.kernels.segments import segment_sums
 
 if backend.HAS_TRITON:
     import triton
@@ -62,8 +63,7 @@ class _TableRowsTriton(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         genes, gene_order = ctx.saved_tensors
-        bounds = segment_bounds(genes, gene_order, ctx.rows)
-        return segment_sums(grad.contiguous(), gene_order, bounds, grad.dtype), None, None
+        return segment_sums(grad.contiguous(), genes, gene_order, ctx.rows, grad.dtype), None, None
 
 
 class _TableRows(torch.autograd.Function):
@@ -93,28 +93,20 @@ def table_rows(table: Tensor, genes: Tensor, gene_order: Tensor) -> Tensor:
     table
         [V, D].
     genes
-        int32 [T], rows of the table.
+        int32 or int64 [T], rows of the table.
     gene_order
-        int32 [T], an order of the tokens in which equal genes are neighbours and keep theirs (made on the host): the
-        segments of the table's gradient, which is summed in fp32.
+        int32 or int64 [T], the tokens sorted by gene, stable (made on the host): the segments of the table's gradient, which
+        is summed in fp32.
     """
     if table.ndim != 2 or genes.ndim != 1 or genes.shape != gene_order.shape:
         raise ValueError(f"table must be [V, D] and genes and gene_order have one element a token, not {list(table.shape)}, "
                          f"{list(genes.shape)} and {list(gene_order.shape)}")
+    check(table.device, FLOATS, table=table)
+    check(table.device, INDICES, genes=genes, gene_order=gene_order)
     if backend.DEBUG:
-        check_genes(genes, gene_order, table.shape[0])
+        check_order("genes", genes, "gene_order", gene_order, table.shape[0])
     function = _TableRowsTriton if backend.use_triton(table) else _TableRows
     return function.apply(table, genes, gene_order)
-
-
-def check_genes(genes: Tensor, gene_order: Tensor, n_rows: int) -> None:
-    """ValueError unless genes are rows of the table and the order is a permutation that keeps equal genes together."""
-    if len(genes) and not (genes.min() >= 0 and genes.max() < n_rows):
-        raise ValueError(f"genes holds numbers outside 0 … {n_rows - 1}")
-    if not torch.equal(gene_order.long().sort().values, torch.arange(len(genes), device=genes.device)):
-        raise ValueError("gene_order must hold each token once")
-    if len(genes) and int((genes[gene_order].diff() != 0).sum()) + 1 != len(genes.unique()):
-        raise ValueError("gene_order must keep equal genes together")
 
 
 def table_rows_oracle(table: Tensor, genes: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 MASKED_VALUE = -1.0  # what the value MLP sees at a masked gene; log1p counts are never negative
-CLS, PAD = -1, -2  # every model reads these ids as its own <cls> and <pad>
+CLS, PAD = -1, -2  # what a batch for any model holds: it replaces them by its own <cls> and <pad>
 
 
 class CellBatch(NamedTuple):
@@ -30,7 +30,9 @@ class CellBatch(NamedTuple):
     cells: torch.Tensor  # int64 [B], the cell's number in its split
     query_genes: torch.Tensor  # int32 [U], the distinct masked genes, ascending
     query_index: torch.Tensor  # int32 [M], query_genes[query_index] = genes[masked]
+    query_order: torch.Tensor  # int32 [M], stable sort of query_index: the segments of the queries' gradient
     gene_order: torch.Tensor  # int32 [T], stable sort of genes: the segments of the table's gradient
+    resolved: bool  # genes holds a vocabulary's <cls> and <pad>, no CLS and PAD
     denominator: torch.Tensor  # float32 scalar: masked genes of the whole optimizer step (all ranks and micro-steps)
 
     def to(self, device: torch.device | str) -> "CellBatch":
@@ -98,7 +100,7 @@ class CellBatch(NamedTuple):
         positions = gene_positions[hidden]
         targets = packed_values[positions]
         packed_values[positions] = MASKED_VALUE
-        query_genes, query_index = np.unique(packed_genes[positions], return_inverse=True)
+        query_genes, query_index, query_order = _queries(packed_genes[positions])
         default = np.arange(n_cells)
         int32 = np.int32
         return cls(
@@ -113,9 +115,11 @@ class CellBatch(NamedTuple):
             library_sizes=torch.from_numpy(np.asarray(library_sizes).astype(np.float32)),
             samples=torch.from_numpy(np.array(default if samples is None else samples).astype(np.int64)),
             cells=torch.from_numpy(np.array(default if cells is None else cells).astype(np.int64)),
-            query_genes=torch.from_numpy(query_genes.astype(int32)),
-            query_index=torch.from_numpy(query_index.astype(int32)),
+            query_genes=torch.from_numpy(query_genes),
+            query_index=torch.from_numpy(query_index),
+            query_order=torch.from_numpy(query_order.astype(int32)),
             gene_order=torch.from_numpy(_stable_order(packed_genes).astype(int32)),
+            resolved=cls_token != CLS and (pad_to is None or pad_token != PAD),
             denominator=torch.tensor(float(len(positions))),
         )
 
@@ -153,3 +157,13 @@ def _stable_order(genes: np.ndarray) -> np.ndarray:
     if genes.max(initial=0) - least < 1 << 16:
         genes = (genes - least).astype(np.uint16)
     return np.argsort(genes, kind="stable")
+
+
+def _queries(genes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(query_genes, query_index, query_order) of the masked tokens' genes, by one sort (np.unique keeps its own)."""
+    order = _stable_order(genes)
+    in_order = genes[order]
+    first = np.diff(in_order, prepend=-1) != 0  # no gene has the id −1
+    index = np.empty(len(genes), dtype=np.int32)
+    index[order] = np.cumsum(first) - 1
+    return in_order[first], index, order

@@ -36,12 +36,18 @@ class MvcHead(nn.Module):
         self.linear3 = nn.Linear(width, width)
 
     def forward(
-        self, query_embeddings: Tensor, query_index: Tensor, cell_embedding: Tensor, cell_index: Tensor, targets: Tensor
+        self,
+        query_embeddings: Tensor,
+        query_index: Tensor,
+        query_order: Tensor,
+        cell_embedding: Tensor,
+        cell_index: Tensor,
+        targets: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """query_embeddings [U, D], cell_embedding [B, D], indices and targets [M] → (sum of squares, predictions [M])."""
+        """query_embeddings [U, D], cell_embedding [B, D], the rest [M] as in `mvc` → (sum of squares, predictions [M])."""
         hidden = F.leaky_relu(self.linear1(query_embeddings), NEGATIVE_SLOPE)
         hidden = F.leaky_relu(self.linear2(hidden), NEGATIVE_SLOPE)
-        return mvc(self.linear3(hidden), query_index, cell_embedding, cell_index, targets)
+        return mvc(self.linear3(hidden), query_index, query_order, cell_embedding, cell_index, targets)
 
 
 class LibrarySizeOffset(nn.Module):

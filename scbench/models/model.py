@@ -83,7 +83,9 @@ class ExpressionModel(nn.Module):
         regression = mvc = torch.zeros_like(batch.targets)
         if self.mvc_head is not None:
             shifted = cell_embedding if offset is None else cell_embedding + offset
-            mvc_sum, mvc = self.mvc_head(query_embeddings, batch.query_index, shifted, masked_cells, batch.targets)
+            mvc_sum, mvc = self.mvc_head(
+                query_embeddings, batch.query_index, batch.query_order, shifted, masked_cells, batch.targets
+            )
             mvc_loss = mvc_sum / denominator
         if self.regression_head is None:
             regression = mvc.detach()
@@ -96,10 +98,12 @@ class ExpressionModel(nn.Module):
         return ExpressionOutput(regression_loss + mvc_loss, regression_loss, mvc_loss, regression, mvc, cell_embedding)
 
     def _resolved(self, batch: CellBatch) -> CellBatch:
-        """The batch with this vocabulary's ids in place of CLS and PAD."""
+        """The batch with this vocabulary's ids in place of CLS and PAD, and sorted by them."""
+        if batch.resolved:
+            return batch
         genes = batch.genes
         genes = torch.where(genes == CLS, self.vocabulary.cls, torch.where(genes == PAD, self.vocabulary.pad, genes))
-        return batch._replace(genes=genes)
+        return batch._replace(genes=genes, gene_order=torch.argsort(genes, stable=True).int(), resolved=True)
 
     def _encode(self, states: Tensor, batch: CellBatch, cell_index: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(token states [T, D], or nothing of use where the structure pools by itself; cell embeddings, float32 [B, D])."""

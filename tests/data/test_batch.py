@@ -11,7 +11,7 @@ from scbench.data.batch import CLS, MASKED_VALUE, CellBatch
 DTYPES = {
     "genes": torch.int32, "values": torch.float32, "masked": torch.int32, "targets": torch.float32,
     "cell_offsets": torch.int32, "samples": torch.int64, "cells": torch.int64, "query_genes": torch.int32,
-    "query_index": torch.int32, "gene_order": torch.int32, "denominator": torch.float32,
+    "query_index": torch.int32, "query_order": torch.int32, "gene_order": torch.int32, "denominator": torch.float32,
 }  # fmt: skip
 
 
@@ -38,6 +38,7 @@ def oracle(genes, values, masked, cls_token):
         out["cell_offsets"].append(len(out["genes"]))
     out["query_genes"] = sorted({out["genes"][i] for i in out["masked"]})
     out["query_index"] = [out["query_genes"].index(out["genes"][i]) for i in out["masked"]]
+    out["query_order"] = sorted(range(len(out["masked"])), key=lambda i: (out["query_index"][i], i))
     out["gene_order"] = sorted(range(len(out["genes"])), key=lambda i: (out["genes"][i], i))
     return out
 
@@ -48,6 +49,7 @@ def check(batch: CellBatch, genes, values, masked, cls_token=CLS):
     for name, dtype in DTYPES.items():
         assert getattr(batch, name).dtype == dtype, name
         assert getattr(batch, name).is_contiguous(), name
+    assert batch.resolved is (cls_token != CLS)
     assert batch.max_tokens == max([len(g) for g in genes], default=0) + 1 and isinstance(batch.max_tokens, int)
     assert batch.n_cells == len(genes)
     assert batch.denominator.shape == () and batch.denominator.item() == sum(int(m.sum()) for m in masked)

@@ -90,17 +90,18 @@ def mvc_inputs(tokens=13, genes=5, cells=3, width=4):
 
 def test_mvc_equals_its_oracle():
     queries, query_index, cells, cell_index, targets = mvc_inputs()
-    ours, oracle = mvc(*mvc_inputs()), mvc_oracle(*mvc_inputs())
+    ours = mvc(queries, query_index, order(query_index), cells, cell_index, targets)
+    oracle = mvc_oracle(queries, query_index, cells, cell_index, targets)
     for mine, theirs in zip(ours, oracle, strict=True):
         torch.testing.assert_close(mine, theirs)
     leaves = queries.requires_grad_(), cells.requires_grad_()
-    assert torch.autograd.gradcheck(lambda q, c: mvc(q, query_index, c, cell_index, targets), leaves)
+    assert torch.autograd.gradcheck(lambda q, c: mvc(q, query_index, order(query_index), c, cell_index, targets), leaves)
 
 
 def test_nothing_masked_is_a_zero_loss_with_a_graph():
     queries, cells = torch.zeros(0, 4, requires_grad=True), torch.ones(2, 4, requires_grad=True)
     empty = torch.zeros(0, dtype=torch.int32)
-    loss, predictions = mvc(queries, empty, cells, empty, torch.zeros(0))
+    loss, predictions = mvc(queries, empty, empty, cells, empty, torch.zeros(0))
     loss.backward()
     assert loss == 0
     assert predictions.shape == (0,)
@@ -175,8 +176,8 @@ def test_add_norm_and_relu_dropout_equal_their_definitions():
     (lambda: attention(draw(3, 2, 4), draw(3, 2, 4), draw(2, 2, 4), torch.tensor([0, 3])), "query, key and value"),
     (lambda: attention(*[draw(3, 2, 4)] * 3, torch.tensor([0, 2])), "cell_offsets"),
     (lambda: masked_regression(draw(3, 4), draw(1, 5), draw(1), draw(3)), "weight"),
-    (lambda: mvc(draw(2, 4), integers(2, 3), draw(2, 5), integers(2, 3), draw(3)), "cell_embedding"),
-    (lambda: mvc(draw(2, 4), integers(2, 3), draw(2, 4), integers(2, 2), draw(3)), "cell_index"),
+    (lambda: mvc(draw(2, 4), *[integers(2, 3)] * 2, draw(2, 5), integers(2, 3), draw(3)), "cell_embedding"),
+    (lambda: mvc(draw(2, 4), *[integers(2, 3)] * 2, draw(2, 4), integers(2, 2), draw(3)), "cell_index"),
     (lambda: dropout(draw(3, 4), torch.arange(2), 0.5), "token_keys"),
     (lambda: gene_value_embedding(integers(3, 4), draw(5), integers(3, 4), draw(3, 2),
                                   draw(2, 1), draw(2), draw(2, 2), draw(2)), "genes, values"),

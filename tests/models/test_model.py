@@ -100,6 +100,15 @@ def test_losses_and_every_gradient_equal_the_dense_oracle(pooling, mvc, masked):
         torch.testing.assert_close(ours[name], theirs, rtol=1e-7, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def test_a_batch_for_any_model_becomes_the_vocabularys_own():
+    model, cells = make_model(), make_cells()
+    resolved = model._resolved(CellBatch.from_lists(*cells, pad_to=40))
+    own = CellBatch.from_lists(*cells, pad_to=40, cls_token=model.vocabulary.cls, pad_token=model.vocabulary.pad)
+    assert model._resolved(own) is own
+    for name in CellBatch._fields:  # gene_order too: the kernels search in it
+        assert torch.equal(torch.as_tensor(getattr(resolved, name)), torch.as_tensor(getattr(own, name))), name
+
+
 def test_a_cell_does_not_depend_on_its_company():
     model = make_model().eval()
     genes, values, _ = make_cells()

@@ -86,7 +86,7 @@ def test_two_runs_are_bit_identical():
 @pytest.mark.parametrize(("call", "named"), [
     (lambda: masked_regression(draw(3, 4), draw(1, 5), draw(1), draw(3)), "weight"),
     (lambda: masked_regression(draw(3, 4), draw(1, 4), draw(2), draw(3)), "bias"),
-    (lambda: masked_regression(draw(3, 4), draw(1, 4).float(), draw(1), draw(3)), "dtype"),
+    (lambda: masked_regression(draw(3, 4), draw(1, 4).float(), draw(1), draw(3)), "weight must be float64"),
 ])  # fmt: skip
 def test_wrong_arguments_are_named(call, named):
     with pytest.raises(ValueError, match=named):

@@ -17,6 +17,10 @@ def integers(high, n, seed=0):
     return torch.randint(high, (n,), generator=torch.Generator().manual_seed(seed))
 
 
+def order(index):
+    return torch.argsort(index, stable=True).int()
+
+
 def inputs_of(tokens=40, queries=9, cells=5, width=6, dtype=F64):
     """Query 1 and cell 1 have no token if there are others; query 0 has many."""
     query_index, cell_index = integers(queries, tokens), integers(cells, tokens, seed=1).sort().values
@@ -29,7 +33,8 @@ def inputs_of(tokens=40, queries=9, cells=5, width=6, dtype=F64):
 
 def results(function, leaves, query_index, cell_index, targets):
     queries, cells = (x.detach().clone().requires_grad_() for x in leaves)
-    loss, predictions = function(queries, query_index, cells, cell_index, targets)
+    orders = [order(query_index)] if function is mvc else []
+    loss, predictions = function(queries, query_index, *orders, cells, cell_index, targets)
     (0.37 * loss).backward()
     return [loss.detach(), predictions.detach(), queries.grad, cells.grad]
 
@@ -50,7 +55,8 @@ def test_fp64():
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
     leaves, query_index, cell_index, targets = inputs_of(7, 4, 3, 3)
     leaves = [x.requires_grad_() for x in leaves]
-    assert torch.autograd.gradcheck(lambda q, c: mvc(q, query_index, c, cell_index, targets)[0], leaves)
+    orders = query_index, order(query_index)
+    assert torch.autograd.gradcheck(lambda q, c: mvc(q, *orders, c, cell_index, targets)[0], leaves)
 
 
 def test_queries_in_half_precision_and_cells_in_full():
@@ -75,16 +81,16 @@ def test_cells_alone_may_want_a_gradient():
     (queries, cells), query_index, cell_index, targets = inputs_of()
     expected = results(mvc, [queries, cells], query_index, cell_index, targets)[3]
     cells = cells.requires_grad_()
-    (0.37 * mvc(queries, query_index, cells, cell_index, targets)[0]).backward()
+    (0.37 * mvc(queries, query_index, order(query_index), cells, cell_index, targets)[0]).backward()
     assert torch.equal(cells.grad, expected)
 
 
 def test_predictions_have_no_gradient_and_need_none():
     (queries, cells), query_index, cell_index, targets = inputs_of(dtype=torch.float32)
-    loss, predictions = mvc(queries.requires_grad_(), query_index, cells, cell_index, targets)
+    loss, predictions = mvc(queries.requires_grad_(), query_index, order(query_index), cells, cell_index, targets)
     assert not predictions.requires_grad
     with torch.no_grad():
-        again = mvc(queries, query_index, cells, cell_index, targets)
+        again = mvc(queries, query_index, order(query_index), cells, cell_index, targets)
     assert torch.equal(loss, again[0])
     assert torch.equal(predictions, again[1])
 
@@ -104,12 +110,14 @@ def test_two_runs_are_bit_identical():
 
 
 @pytest.mark.parametrize(("change", "named"), [
-    (lambda q, c: (q + 9, c), "query_index"), (lambda q, c: (q, c - 1), "cell_index"), (lambda q, c: (q, c.flip(0)), "ascend"),
+    (lambda q, o, c: (q + 9, o, c), "query_index holds"), (lambda q, o, c: (q, o // 2, c), "query_order must hold"),
+    (lambda q, o, c: (q, o.flip(0), c), "query_order must sort"), (lambda q, o, c: (q, o, c - 1), "cell_index holds"),
+    (lambda q, o, c: (q, o, c.flip(0)), "ascend"),
 ])  # fmt: skip
 def test_indices_are_checked_in_debug_mode(change, named, monkeypatch):
     monkeypatch.setattr(backend, "DEBUG", True)
     (queries, cells), query_index, cell_index, targets = inputs_of()
-    mvc(queries, query_index, cells, cell_index, targets)
-    query_index, cell_index = change(query_index, cell_index)
+    mvc(queries, query_index, order(query_index), cells, cell_index, targets)
+    query_index, query_order, cell_index = change(query_index, order(query_index), cell_index)
     with pytest.raises(ValueError, match=named):
-        mvc(queries, query_index, cells, cell_index, targets)
+        mvc(queries, query_index, query_order, cells, cell_index, targets)

@@ -50,13 +50,6 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda t: table_rows(t, genes, order(genes)), [draw(7, 3).requires_grad_()])
 
 
-def test_any_order_that_keeps_equal_genes_together_will_do():
-    genes, table, upstream = torch.tensor([5, 0, 5, 2, 0]).int(), draw(6, 3, dtype=torch.float32), draw(5, 3)
-    sums = [results(lambda t: table_rows(t, genes, o), table, upstream)[1]  # noqa: B023
-            for o in (order(genes), torch.tensor([0, 2, 3, 1, 4]).int())]
-    assert torch.equal(*sums)
-
-
 def test_many_tokens_of_one_gene_add_up_in_half_precision():
     genes = torch.zeros(3000, dtype=torch.int32)
     sums = results(lambda t: table_rows(t, genes, order(genes)), torch.zeros(2, 1).half(), torch.ones(3000, 1))[1]
@@ -88,7 +81,7 @@ def test_two_runs_are_bit_identical():
 
 @pytest.mark.parametrize(("change", "named"), [
     (lambda g, o: (g + 9, o), "genes holds"), (lambda g, o: (g, o // 2), "once"),
-    (lambda g, o: (g, o.sort().values), "together"),
+    (lambda g, o: (g, o.flip(0)), "sort genes"),
 ])  # fmt: skip
 def test_indices_are_checked_in_debug_mode(change, named, monkeypatch):
     monkeypatch.setattr(backend, "DEBUG", True)

@@ -1,0 +1,44 @@
+"""The public functions name the argument that has a wrong dtype or lies on another device."""
+
+import pytest
+import torch
+
+from scbench.kernels.gene_value_embedding import gene_value_embedding
+from scbench.kernels.masked_regression import masked_regression
+from scbench.kernels.mvc import mvc
+from scbench.kernels.table_rows import table_rows
+
+INDEX = torch.arange(3).int()
+
+
+def f(*shape):
+    return torch.zeros(shape)
+
+
+# The first is what the others are compared with.
+CALLS = {
+    table_rows: {"table": f(3, 2), "genes": INDEX, "gene_order": INDEX},
+    gene_value_embedding: {"table": f(3, 2), "genes": INDEX, "values": f(3), "gene_order": INDEX, "weight1": f(2, 1),
+                           "bias1": f(2), "weight2": f(2, 2), "bias2": f(2)},
+    masked_regression: {"hidden": f(3, 2), "weight": f(1, 2), "bias": f(1), "targets": f(3)},
+    mvc: {"queries": f(3, 2), "query_index": INDEX, "query_order": INDEX, "cell_embedding": f(3, 2), "cell_index": INDEX,
+          "targets": f(3)},
+}  # fmt: skip
+ARGUMENTS = [(function, name) for function, arguments in CALLS.items() for name in arguments]
+
+
+@pytest.mark.parametrize(("function", "name"), ARGUMENTS, ids=lambda x: getattr(x, "__name__", x))
+def test_wrong_dtypes_and_devices_are_named(function, name):
+    arguments = CALLS[function]
+    function(**arguments)
+    for wrong in ("int8", "bool", "bfloat16" if arguments[name] is INDEX or name in ("values", "targets") else "complex64"):
+        with pytest.raises(ValueError, match=f"^{name} must be .*, not torch.{wrong}$"):
+            function(**{**arguments, name: arguments[name].to(getattr(torch, wrong))})
+    expected = f"^{name} must be on cpu" if name != next(iter(arguments)) else "must be on meta"
+    with pytest.raises(ValueError, match=expected):
+        function(**{**arguments, name: arguments[name].to("meta")})
+
+
+def test_weights_have_one_dtype():
+    with pytest.raises(ValueError, match="weight2 must be float32, not torch.float64"):
+        gene_value_embedding(**{**CALLS[gene_value_embedding], "weight2": f(2, 2).double()})
