@@ -14,7 +14,7 @@ F64 = torch.float64
 
 
 def draw(*shape, dtype=F64, seed=0):
-    return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
+    return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(seed * 1000 + sum(shape))).to(dtype)
 
 
 def integers(high, *shape, seed=0):
