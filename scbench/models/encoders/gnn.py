@@ -38,7 +38,8 @@ class GnnLayer(nn.Module):
         f = self.factor_mlp2(F.gelu(self.factor_mlp1(rows)))
         g = table_rows(self.factor_table, batch.genes, batch.gene_order)
         factors = torch.cat([f, g], 1)[:, None]  # one head
-        mixed = attention(factors, factors, states[:, None], batch.cell_offsets, scale=1.0, key_lengths=batch.lengths)
+        mixed = attention(factors, factors, states[:, None], batch.cell_offsets, scale=1.0, key_lengths=batch.lengths,
+                          max_tokens=batch.max_tokens)
         output = F.gelu(self.norm(self.linear(mixed[:, 0])))
         return states + dropout(output, keys(self.number), self.probability)
 

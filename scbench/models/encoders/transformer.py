@@ -35,10 +35,10 @@ class TransformerLayer(nn.Module):
         """states [T, D] → [T, D]."""
         tokens, width = states.shape
         query, key, value = self.query_key_value(states).view(tokens, 3, self.heads, -1).unbind(1)
-        options = {}
+        options = {"max_tokens": batch.max_tokens}
         if self.reference:
-            options = {"key_lengths": batch.lengths, "token_keys": keys(self.number, ATTENTION_PROBABILITIES),
-                       "probability": self.probability}
+            options |= {"key_lengths": batch.lengths, "token_keys": keys(self.number, ATTENTION_PROBABILITIES),
+                        "probability": self.probability}
         mixed = self.attention_output(attention(query, key, value, batch.cell_offsets, **options).reshape(tokens, width))
         norm = self.attention_norm
         states = add_norm(mixed, states, norm.weight, norm.bias, keys(self.number, ATTENTION_OUTPUT), self.probability)
