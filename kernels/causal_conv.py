@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scbench.kernels import backend
+from scbench.kernels.checks import FLOATS, INDICES, check, check_offsets
 
 ROW_BYTES = 512
 FORWARD_ROWS, BACKWARD_ROWS = 64, 128
@@ -176,6 +177,7 @@ class _CausalConvolutionTriton(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, cell_offsets: Tensor) -> Tensor:
+        cell_offsets = cell_offsets.contiguous()
         ctx.save_for_backward(x, weight, cell_offsets)
         ctx.bias_dtype = bias.dtype
         return _launch_forward(x, weight, bias, cell_offsets)
@@ -246,19 +248,12 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, cell_offsets: Tensor) -
     -------
     [T, E] in the dtype of `x`.
     """
-    if x.ndim != 2 or weight.ndim != 2 or not weight.shape[:1] == bias.shape == x.shape[1:]:
-        raise ValueError(f"x, weight and bias must be [T, E], [E, K] and [E], not {list(x.shape)}, {list(weight.shape)} and "
-                         f"{list(bias.shape)}")
-    for name, tensor in {"x": x, "weight": weight, "bias": bias, "cell_offsets": cell_offsets}.items():
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
-        if tensor.is_floating_point() != (name != "cell_offsets"):
-            kind = "an integer" if name == "cell_offsets" else "a floating"
-            raise ValueError(f"{name} must be of {kind} dtype, not {tensor.dtype}")
-    if cell_offsets.ndim != 1 or not len(cell_offsets):
-        raise ValueError(f"cell_offsets must be [B+1], not {list(cell_offsets.shape)}")
-    if (backend.DEBUG or not x.is_cuda) and int(cell_offsets[-1]) != x.shape[0]:  # a GPU would make its host wait
-        raise ValueError(f"cell_offsets end at {int(cell_offsets[-1])}, the batch has {x.shape[0]} tokens")
+    if x.ndim != 2 or weight.ndim != 2 or not weight.shape[:1] == bias.shape == x.shape[1:] or weight.shape[1] == 0:
+        raise ValueError("x, weight and bias must be [T, E], [E, K > 0] and [E], not "
+                         f"{list(x.shape)}, {list(weight.shape)} and {list(bias.shape)}")
+    check(x.device, FLOATS, x=x, weight=weight, bias=bias)
+    check(x.device, INDICES, cell_offsets=cell_offsets)
+    check_offsets(cell_offsets, x.shape[0])
     function = _CausalConvolutionTriton if backend.use_triton(x) else _CausalConvolution
     return function.apply(x, weight, bias, cell_offsets)
 

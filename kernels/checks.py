@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from scbench.kernels import backend
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 VALUES = (torch.float32, torch.float64)
 INDICES = (torch.int32, torch.int64)
@@ -25,3 +27,14 @@ def check_order(index_name: str, index: Tensor, order_name: str, order: Tensor, 
         raise ValueError(f"{order_name} must hold each token once")
     if (index[order.long()].diff() < 0).any():
         raise ValueError(f"{order_name} must sort {index_name}")
+
+
+def check_offsets(cell_offsets: Tensor, tokens: int) -> None:
+    """ValueError unless these are offsets [B+1] and, on a CPU or with backend.DEBUG, ascend from 0 to `tokens`."""
+    if cell_offsets.ndim != 1 or not len(cell_offsets):
+        raise ValueError(f"cell_offsets must be [B+1], not {list(cell_offsets.shape)}")
+    if cell_offsets.device.type != "cpu" and not backend.DEBUG:
+        return  # reading numbers would make the host wait
+    first, last = int(cell_offsets[0]), int(cell_offsets[-1])
+    if (first, last) != (0, tokens) or (cell_offsets.diff() < 0).any():
+        raise ValueError(f"cell_offsets must ascend from 0 to the {tokens} tokens of the batch, not from {first} to {last}")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from scbench.kernels import backend
+from scbench.kernels.checks import FLOATS, INDICES, check, check_offsets
 
 if backend.HAS_TRITON:
     from scbench.kernels.selective_scan_triton import TritonSelectiveScan
@@ -98,23 +99,18 @@ class _SelectiveScan(torch.autograd.Function):
 def _check(x, step, decay, input_matrix, output_matrix, skip, cell_offsets) -> None:
     if x.ndim != 2 or step.shape != x.shape:
         raise ValueError(f"x and step must be one [T, E], not {list(x.shape)} and {list(step.shape)}")
-    (tokens, channels), states = x.shape, decay.shape[-1]
-    if decay.shape != (channels, states) or skip.shape != (channels,):
-        raise ValueError(f"decay and skip must be [{channels}, N] and [{channels}], not {list(decay.shape)} and "
+    tokens, channels = x.shape
+    states = decay.shape[-1] if decay.ndim else 0
+    if decay.shape != (channels, states) or states == 0 or skip.shape != (channels,):
+        raise ValueError(f"decay and skip must be [{channels}, N > 0] and [{channels}], not {list(decay.shape)} and "
                          f"{list(skip.shape)}")
     if not input_matrix.shape == output_matrix.shape == (tokens, states):
         raise ValueError(f"input_matrix and output_matrix must be [{tokens}, {states}], not {list(input_matrix.shape)} and "
                          f"{list(output_matrix.shape)}")
-    floats = {"x": x, "step": step, "decay": decay, "input_matrix": input_matrix, "output_matrix": output_matrix, "skip": skip}
-    for name, tensor in {**floats, "cell_offsets": cell_offsets}.items():
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
-        if tensor.is_floating_point() != (name in floats):
-            raise ValueError(f"{name} must be of {'a floating' if name in floats else 'an integer'} dtype, not {tensor.dtype}")
-    if cell_offsets.ndim != 1 or not len(cell_offsets):
-        raise ValueError(f"cell_offsets must be [B+1], not {list(cell_offsets.shape)}")
-    if (backend.DEBUG or not x.is_cuda) and int(cell_offsets[-1]) != tokens:  # a GPU would make its host wait
-        raise ValueError(f"cell_offsets end at {int(cell_offsets[-1])}, the batch has {tokens} tokens")
+    floats = {"step": step, "decay": decay, "input_matrix": input_matrix, "output_matrix": output_matrix, "skip": skip}
+    check(x.device, FLOATS, x=x, **floats)
+    check(x.device, INDICES, cell_offsets=cell_offsets)
+    check_offsets(cell_offsets, tokens)
 
 
 def selective_scan(

@@ -224,7 +224,7 @@ class TritonSelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, step, decay, input_matrix, output_matrix, skip, cell_offsets, save) -> Tensor:
-        inputs = (x, step, decay, input_matrix, output_matrix, skip, cell_offsets)
+        inputs = (x, step, decay, input_matrix, output_matrix, skip, cell_offsets.contiguous())
         y, boundaries = _launch_forward(*inputs, save)
         ctx.save_for_backward(*inputs, boundaries)
         return y

@@ -80,10 +80,13 @@ def test_bf16_is_rounded_at_the_end_only_and_repeats():
 @pytest.mark.parametrize(("call", "named"), [
     (lambda x, w, b: causal_conv(x, w[:3], b, offsets_of([6])), "weight"),
     (lambda x, w, b: causal_conv(x, w, b[:3], offsets_of([6])), "bias"),
-    (lambda x, w, b: causal_conv(x, w, b, offsets_of([5])), "cell_offsets"),
-    (lambda x, w, b: causal_conv(x, w, b, offsets_of([6]).float()), "cell_offsets must be of an integer"),
-    (lambda x, w, b: causal_conv(x, w.long(), b, offsets_of([6])), "weight must be of a floating"),
-    (lambda x, w, b: causal_conv(x, w, b.to("meta"), offsets_of([6])), "bias is on meta"),
+    (lambda x, w, b: causal_conv(x, w[:, :0], b, offsets_of([6])), "weight"),
+    (lambda x, w, b: causal_conv(x, w, b, offsets_of([5])), "cell_offsets must ascend from 0 to the 6 tokens"),
+    (lambda x, w, b: causal_conv(x, w, b, torch.tensor([1, 6])), "cell_offsets must ascend"),
+    (lambda x, w, b: causal_conv(x, w, b, torch.tensor([0, 4, 3, 6])), "cell_offsets must ascend"),
+    (lambda x, w, b: causal_conv(x, w, b, offsets_of([6]).float()), "cell_offsets must be int32"),
+    (lambda x, w, b: causal_conv(x, w.long(), b, offsets_of([6])), "weight must be float32"),
+    (lambda x, w, b: causal_conv(x, w, b.to("meta"), offsets_of([6])), "bias must be on cpu"),
     (lambda x, w, b: causal_conv(x, w, b, offsets_of([6])[:0]), "cell_offsets must be"),
 ])
 def test_wrong_shapes_are_named(call, named):

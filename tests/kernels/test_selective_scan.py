@@ -142,7 +142,8 @@ def test_few_states_are_kept_for_the_gradients():
 
 
 @pytest.mark.parametrize(("position", "shape", "named"), [
-    (1, (4, 5), "x and step"), (2, (6, 3), "decay"), (5, (4,), "skip"), (3, (5, 2), "input_matrix"), (4, (4, 3), "output_"),
+    (1, (4, 5), "x and step"), (2, (6, 3), "decay"), (2, (), "decay"), (2, (5, 0), "decay"), (5, (4,), "skip"),
+    (3, (5, 2), "input_matrix"), (4, (4, 3), "output_"),
 ])
 def test_wrong_shapes_are_named(position, shape, named):
     inputs = scan_inputs([3, 2], 5, 3)
@@ -151,9 +152,10 @@ def test_wrong_shapes_are_named(position, shape, named):
         selective_scan(*inputs, offsets_of([3, 2]))
 
 
-def test_offsets_that_end_early_are_named():
-    with pytest.raises(ValueError, match="cell_offsets end at 4, the batch has 5 tokens"):
-        selective_scan(*scan_inputs([5]), offsets_of([4]))
+@pytest.mark.parametrize("offsets", [[0, 4], [1, 5], [0, 3, 2, 5]], ids=str)
+def test_offsets_that_do_not_fit_are_named(offsets):
+    with pytest.raises(ValueError, match="cell_offsets must ascend from 0 to the 5 tokens"):
+        selective_scan(*scan_inputs([5]), torch.tensor(offsets))
 
 
 def test_wrong_dtypes_and_devices_are_named():
@@ -162,11 +164,11 @@ def test_wrong_dtypes_and_devices_are_named():
     for position, name in enumerate(names):
         wrong = list(inputs)
         wrong[position] = inputs[position].long()
-        with pytest.raises(ValueError, match=f"{name} must be of a floating dtype"):
+        with pytest.raises(ValueError, match=f"{name} must be float32"):
             selective_scan(*wrong, offsets)
-    with pytest.raises(ValueError, match="cell_offsets must be of an integer dtype"):
+    with pytest.raises(ValueError, match="cell_offsets must be int32"):
         selective_scan(*inputs, offsets.float())
-    with pytest.raises(ValueError, match="skip is on meta, x on cpu"):
+    with pytest.raises(ValueError, match="skip must be on cpu"):
         selective_scan(*inputs[:-1], inputs[-1].to("meta"), offsets)
     with pytest.raises(ValueError, match=r"cell_offsets must be \[B\+1\]"):
         selective_scan(*inputs, offsets[None])

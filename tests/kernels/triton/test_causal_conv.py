@@ -72,6 +72,8 @@ def test_views_are_taken_as_they_are():
     leaf = x.clone().requires_grad_()
     causal_conv(leaf, weight, bias, offsets_of([12, 2])).sum().backward()  # an expanded gradient
     torch.testing.assert_close(leaf.grad[0], weight.sum(1))
+    offsets = torch.stack([offsets_of([12, 2])] * 2, 1)[:, 0]
+    assert torch.equal(causal_conv(*views, offsets), plain[0])
 
 
 def test_cells_never_see_each_other():
