@@ -37,10 +37,10 @@ def _masked_regression(hidden, weight, bias, targets) -> tuple[int, int]:
 
 
 def _mvc(queries, query_index, query_order, cell_embedding, cell_index, targets) -> tuple[int, int]:
-    """The forward pass makes the cell embedding's gradient too, in fp32. Indices, targets and predictions both times."""
+    """The forward pass makes the cell embedding's gradient too, in fp32; it need not read every token's cell."""
     rows = _size(queries, cell_embedding) + 4 * cell_embedding.numel()
-    tokens = _size(query_index, cell_index) + 8 * len(targets)
-    return rows + tokens, rows + _size(cell_embedding) + tokens + _size(query_order)
+    tokens = _size(query_index) + 8 * len(targets)
+    return rows + tokens, rows + _size(cell_embedding) + tokens + _size(query_order, cell_index)
 
 
 def _dropout(x, token_keys, probability) -> tuple[int, int]:

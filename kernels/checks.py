@@ -14,7 +14,8 @@ def check(device: torch.device, dtypes: tuple[torch.dtype, ...], **tensors: Tens
     """ValueError naming the tensor unless each is on `device` in one of the dtypes."""
     for name, x in tensors.items():
         if x.dtype not in dtypes:
-            raise ValueError(f"{name} must be {' or '.join(str(dtype).removeprefix('torch.') for dtype in dtypes)}, not {x.dtype}")
+            allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise ValueError(f"{name} must be {allowed}, not {x.dtype}")
         if x.device != device:
             raise ValueError(f"{name} must be on {device}, as the other arguments, not on {x.device}")
 

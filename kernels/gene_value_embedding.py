@@ -13,9 +13,9 @@ share a number: see that file) and its own tile of ∂W₂.
 Bytes that must move, e the size of an element, W the distinct genes, P = e (D² + 4 D) the MLP's parameters:
     forward     W D e + T D e + 8 T + P     (rows that occur, out, genes and values, parameters)
     backward    T D e + V D e + 12 T + 2 P     (∂out, ∂table; genes, values and order; parameters and their gradients)
-    besides     forward 4 T of buckets, 8 D (D + 1) of pieces written, those that occur read; backward about 50 T for the sort
-                by bucket, twice 8 D a partial sum, one a chunk of 256 tokens and bucket that occurs in it, and for each launch
-                of column slabs after the first 24 T of genes, values and orders.
+    besides     forward 4 T of buckets, 8 D (D + 1) of pieces written, those that occur read; backward 16 T for the sort by
+                bucket (a device's needs several times that) and 12 T of it read, twice 8 D a partial sum, one a chunk of 256
+                tokens and bucket that occurs in it, and in each launch but the first 24 T of genes, values and orders again
 """
 
 import torch

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from scbench.kernels.backend import HAS_TRITON
 from scbench.kernels.row_tiles import TILE, accumulator, column_sums, row_block, rows_of_tile
-from scbench.kernels.segments import search_steps, tile_elements
+from scbench.kernels.segments import tile_elements
 
 CACHE = 8_000_000  # bytes
 CHUNK = 256  # sorted tokens a program adds up: 8·D bytes a bucket and chunk against CHUNK·D·e read
@@ -266,7 +266,7 @@ def launch_backward(
     for first_column in range(0, width, slab):
         _backward_kernel[(n_chunks * (slab // COLUMNS) + triton.cdiv(n_genes, keys),)](
             grad, genes, values, gene_order, grad_table, buckets, bucket_order, partials, partial_buckets,
-            n_tokens, n_genes, search_steps(n_tokens), width, first_column, n_chunks,
+            n_tokens, n_genes, n_tokens.bit_length(), width, first_column, n_chunks,
             KEYS=keys, SLAB=slab, CHUNK=CHUNK, COLUMNS=COLUMNS, ACC=acc, num_warps=4,
         )  # fmt: skip
     grad_weight2 = torch.empty(width, width, dtype=weight2.dtype, device=device)

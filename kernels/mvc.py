@@ -10,11 +10,12 @@ Layout: [U, D], [B, D] row-major, a tile of whole rows in registers (D ≤ 16384
 
 Races: a program writes its own cell's loss and gradient and its own tokens' predictions; each row of ∂q has one program.
 
-Bytes that must move, e and f the sizes of an element of q and c, i of an index of a cell (all of q and c fit the cache, so
-they count once):
-    forward     U D e + B D f + 4 B D + M (12 + i)      q, c, ∂c; queries' and cells' indices, targets and predictions
-    backward    U D e + 2 B D f + 4 B D + M (16 + i)    ∂q, c, ∂c read, ∂c written; as before, and the order
-    besides     forward 8 B of losses; backward ∂c times the loss's gradient, in low precision 8 B D before it is rounded.
+Bytes that must move, e and f the sizes of an element of q and c, i of a cell's index (all of q and c fit the cache, so they
+count once):
+    forward     U D e + B D f + 4 B D + 12 M    q, c, ∂c; queries' indices, targets and predictions
+    backward    U D e + 2 B D f + 4 B D + (16 + i) M    ∂q, c, ∂c read and written; as before, order, cells' indices
+    besides     forward at most 32 bytes a step of the cells' searches, 8 B of losses; backward, in low precision, 8 B D of ∂c
+                times the loss's gradient before it is rounded.
 """
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from scbench.kernels import backend
 from scbench.kernels.checks import FLOATS, INDICES, VALUES, check, check_order
 from scbench.kernels.row_tiles import TILE, accumulator, row_block, rows_of_tile
-from scbench.kernels.segments import search_steps, segment_sums
+from scbench.kernels.segments import segment_sums
 
 if backend.HAS_TRITON:
     import triton
@@ -68,7 +69,7 @@ def _launch_forward(queries, query_index, cells, cell_index, targets, gradients:
     grad_cells = torch.empty(n_cells, width, dtype=dtype, device=cells.device) if gradients else None
     _forward_kernel[(n_cells,)](
         queries, query_index, cells, cell_index, targets, predictions, losses, grad_cells,
-        len(targets), search_steps(len(targets)), width,
+        len(targets), len(targets).bit_length(), width,
         ROWS=rows_of_tile(width, TILE // 2), D_BLOCK=row_block(width), GRADIENTS=gradients,
         ACC=tl.float64 if dtype == torch.float64 else tl.float32, num_warps=4,
     )  # fmt: skip
@@ -115,7 +116,8 @@ def mvc(
     query_index, cell_index
         int32 or int64 [M]: the query and the cell of each masked token; `cell_index` ascends.
     query_order
-        int32 or int64 [M]: the masked tokens sorted by query, stable (made on the host): the segments of the queries' gradient.
+        int32 or int64 [M], the masked tokens sorted by query, stable (made on the host): the segments of the queries'
+        gradient.
     cell_embedding
         [B, D].
     targets

@@ -20,7 +20,10 @@ if HAS_TRITON:
 
     @triton.jit
     def first_places(keys, order, key, n_elements, search_steps):
-        """Where runs start: for each `key` (any shape) how many elements have a smaller one. No `order` if `keys` ascend."""
+        """For each `key` (any shape) how many elements have a smaller one: where its run starts, by binary search.
+
+        No `order` if `keys` ascend; `search_steps` is n_elements.bit_length(), halvings that leave one of n + 1 places.
+        """
         low = key * 0
         high = low + n_elements
         for _ in range(search_steps):
@@ -61,8 +64,8 @@ if HAS_TRITON:
         total = tl.zeros([KEYS, column.shape[0]], ACC)
         for k in range(tl.max(tl.where(short, count, 0), axis=0)):
             total += _rows_at(
-                rows, order, row_index, predictions, targets, grad_loss, start + k, short & (k < count), column, column_mask, D,
-                ERRORS, ACC,
+                rows, order, row_index, predictions, targets, grad_loss, start + k, short & (k < count),
+                column, column_mask, D, ERRORS, ACC,
             )  # fmt: skip
         out_offset = key.to(tl.int64)[:, None] * D + column[None, :]
         out_mask = (short & (key < n_keys))[:, None] & column_mask[None, :]
@@ -100,11 +103,6 @@ def tile_elements(rows: Tensor) -> int:
     return 2 * TILE // rows.element_size()
 
 
-def search_steps(n_elements: int) -> int:
-    """Halvings until a binary search among the n + 1 places around n elements has one left."""
-    return n_elements.bit_length()
-
-
 def segment_sums(
     rows: Tensor,
     keys: Tensor,
@@ -133,7 +131,7 @@ def segment_sums(
     out = torch.empty(n_keys, width, dtype=dtype, device=rows.device)
     _segments_kernel[(triton.cdiv(n_keys, keys_of_tile),)](
         rows, keys, order, row_index, predictions, targets, grad_loss, out,
-        len(keys), n_keys, search_steps(len(keys)), width,
+        len(keys), n_keys, len(keys).bit_length(), width,
         KEYS=keys_of_tile, D_BLOCK=row_block(width), ERRORS=row_index is not None,
         ACC=tl.float64 if torch.float64 in (rows.dtype, dtype) else tl.float32, num_warps=4,
     )  # fmt: skip

@@ -10,7 +10,7 @@ Races: a program writes only its own rows of `out`; each row of ∂table has one
 Bytes that must move, e the size of an element and W the distinct genes:
     forward     W D e + T D e + 4 T     (rows that occur, which fit the cache; out; genes)
     backward    T D e + V D e + 8 T     (∂out, ∂table, genes and gene_order)
-    besides     nothing
+    besides     nothing: the searches stay within genes and gene_order
 """
 
 import torch

@@ -93,6 +93,16 @@ def test_equal_breakpoints_zero_slopes_and_values_on_a_breakpoint():
     assert_equal_in_fp64(genes, values, weights)
 
 
+def test_values_that_are_no_numbers_stay_in_their_tokens():
+    genes, values, weights = inputs_of(dtype=torch.float32)
+    values[5], values[7], values[8] = torch.nan, torch.inf, -torch.inf
+    ours, *grads = results(gene_value_embedding, genes, values, weights, torch.ones(60, 24))
+    assert ours[5].isnan().all()
+    assert ours[[*range(5), 6, *range(9, 60)]].isfinite().all()
+    assert grads[0].isfinite().all()  # the table's
+    assert grads[3].isnan().any()
+
+
 def test_all_slopes_of_one_sign_and_none():
     genes, values, weights = inputs_of()
     for weight in (weights[1].abs(), -weights[1].abs(), torch.zeros_like(weights[1])):
