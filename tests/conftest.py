@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 
 
 def synthetic_cells(n_cells: int = 300, n_genes: int = 120, seed: int = 0) -> anndata.AnnData:
@@ -51,6 +52,33 @@ def small_store(cells_file, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("stores") / "store"
     prepare([cells_file], path, split=".7,.1,.2", workers=1)
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def right_bf16():
+    """Triton's interpreter (3.7.1) holds bf16 as integers: a cast from fp32 cuts off where GPUs round to the nearest even, and
+    tl.dot multiplies the integers. Here it rounds, and multiplies in fp32, so that kernels can be tested in bf16 too."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        yield
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    convert, dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
+
+    def rounding(x, source, target, mode):
+        if (source, target) != (tl.float32, tl.bfloat16):
+            return convert(x, source, target, mode)
+        rounded = torch.from_numpy(np.ascontiguousarray(x)).bfloat16()
+        return rounded.view(torch.int16).numpy().view(np.uint16).reshape(x.shape)
+
+    def fp32_dot(self, a, b, *rest):
+        return dot(self, *(self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)), *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_convert_float", rounding)
+        patch.setattr(interpreter.InterpreterBuilder, "create_dot", fp32_dot)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """The FLOPs formulas against what torch counts in a forward pass over one cell, and parameters against arithmetic."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from scbench.models.flops import SCAN, encoder_flops, encoder_parameters, head_f
 from scbench.models.model import ExpressionModel
 
 GENES = 40
+torch_only = pytest.mark.skipif(os.environ.get("SCBENCH_KERNELS") == "triton", reason="torch counts nothing of Triton kernels")
 
 
 def config_of(structure: str, **options) -> ModelConfig:
@@ -32,6 +35,7 @@ def counted(config: ModelConfig, genes: int, masked: int) -> int:
     return counter.get_total_flops() + (2 * config.width * masked if config.regression else 0)
 
 
+@torch_only
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("layers", [1, 3, 8])
 def test_formulas_equal_what_torch_counts(structure, layers):
@@ -43,6 +47,7 @@ def test_formulas_equal_what_torch_counts(structure, layers):
     assert formula == counted(config, genes, masked)
 
 
+@torch_only
 def test_heads_that_are_not_there_cost_nothing():
     for options in ({"mvc": False}, {"structure": "cnn"}):
         config = config_of(**{"structure": "linear", **options})

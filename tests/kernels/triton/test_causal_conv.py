@@ -39,7 +39,7 @@ def test_fp64_equals_the_oracle(lengths, channels, taps):
         torch.testing.assert_close(mine, truth, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("lengths", "channels"), [([70], 24), ([30, 1, 5], 130)], ids=str)
 def test_low_precision_is_as_good_as_pytorch(dtype, lengths, channels, assert_as_good):
     inputs = convolution_inputs(lengths, channels, dtype=dtype)
