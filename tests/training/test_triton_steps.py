@@ -20,18 +20,20 @@ DATA = os.environ.get("SCBENCH_TEST_DATA")
 STEPS = 10
 # SGD: Adam would hide a wrong gradient. The engine's ZeRO stage 0 leaves the gradients where they can be read.
 SMALL = {"width": 32, "layers": 1, "heads": 2, "max_genes": 24, "batch_cells": 3, "steps": STEPS, "dropout": 0.15,
-         "optimizer": "sgd", "lr": 0.05, "warmup_steps": 0, "precision": "fp32", "deepspeed": "zero0", "validation_cells": 2}
+         "optimizer": "sgd", "lr": 0.05, "clip": 1.0, "warmup_steps": 0, "precision": "fp32", "deepspeed": "zero0",
+         "validation_cells": 2}
 LARGER = {**SMALL, "layers": 2, "heads": 4, "max_genes": 63, "batch_cells": 6}
 FAST = {structure: {**SMALL, "structure": structure} for structure in ("transformer", "gnn", "mamba")}
 FULL = {f"larger {structure}": {**LARGER, "structure": structure} for structure in FAST}
 # The reference's transformer also drops attention probabilities, and its cells are padded.
 FULL |= {f"aaai2025 {structure}": {**SMALL, "structure": structure, "recipe": "aaai2025"} for structure in FAST}
-MODULES = {"transformer": {"attention_triton"}, "gnn": {"attention_triton", "table_rows"},
+MODULES = {"transformer": {"attention_triton", "add_norm"}, "gnn": {"attention_triton", "table_rows"},
            "mamba": {"selective_scan_triton", "causal_conv"}}
-OF_ALL = {"gene_value_embedding_triton", "masked_regression", "mvc", "add_norm", "segments"}
+OF_ALL = {"gene_value_embedding_triton", "masked_regression", "mvc", "segments"}
 # Both paths add the same numbers in another order, at most some 2⁸ at a time. Rounding of n terms added in some order is about
-# √n · 2⁻²⁴ of their size, here 2⁻²⁰; what cancels and what ten steps pile up may quadruple it. The largest seen: 2⁻²¹.
-TOLERANCE = 2**-18
+# √n · 2⁻²⁴ of their size, here 2⁻²⁰; what cancels and what ten steps pile up may make it eight times as much. The largest seen
+# is 2⁻²⁰; attention's query gradient too large by 1e-4, or 100 in 65,536 dropout decisions turned round, fail.
+TOLERANCE = 2**-17
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,8 @@ def assert_kernels_ran(folders: dict[str, Path], name: str) -> None:
     """Every op's kernels, and the sums of the gene tables' gradients, in every step; none on the PyTorch path."""
     launches = {kernels: json.loads((folder / f"{name}.json").read_text()) for kernels, folder in folders.items()}
     assert launches["torch"] == {}
-    for module in OF_ALL | MODULES[name.split()[-1]]:
+    dropping = set() if name.startswith("aaai2025") else {"add_norm"}  # the reference's GNN and Mamba have no dropout
+    for module in OF_ALL | MODULES[name.split()[-1]] | dropping:
         assert launches["triton"].get(module, 0) >= STEPS, module
 
 
