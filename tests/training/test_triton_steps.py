@@ -31,9 +31,9 @@ MODULES = {"transformer": {"attention_triton", "add_norm"}, "gnn": {"attention_t
            "mamba": {"selective_scan_triton", "causal_conv"}}
 OF_ALL = {"gene_value_embedding_triton", "masked_regression", "mvc", "segments"}
 # Both paths add the same numbers in another order, at most some 2⁸ at a time. Rounding of n terms is about √n · 2⁻²⁴ of their
-# size, here 2⁻²⁰; where terms cancel it is more of the sum. The largest seen: 4e-7 in a loss, 3e-6 in a gradient (of which, by
-# fp64, 3e-6 is PyTorch's and 4e-7 Triton's). An error of 1e-4 in attention's query gradient, or 100 of 65,536 dropout decisions
-# turned round, fail.
+# size, here 2⁻²⁰; where terms cancel it is more of the sum. The largest seen: 8e-7 in a metric, 3e-6 in a gradient (of which,
+# by fp64, 3e-6 is PyTorch's and 4e-7 Triton's). An error of 1e-4 in attention's query gradient fails, and so do 100 of 65,536
+# dropout decisions turned round.
 TOLERANCE = 2**-16
 
 
