@@ -58,11 +58,11 @@ def _add_norm(x, residual, weight, bias, token_keys, probability) -> tuple[int, 
 
 
 def _attention(query, key, value, cell_offsets, **options) -> tuple[int, int]:
-    """Forward: one fp32 log-sum a query and head is kept. Backward: q, k, v, the output and its gradient in."""
-    logarithms = 4 * query.shape[0] * query.shape[1]
+    """Forward: two fp32 numbers a query and head are kept. Backward: q, k, v, the output and its gradient in."""
+    statistics = 8 * query.shape[0] * query.shape[1]
     keys = _size(options["token_keys"]) if "token_keys" in options else 0
     inputs = _size(query, key, value)
-    return inputs + _size(value) + logarithms + keys, 2 * inputs + 2 * _size(value) + logarithms + keys
+    return inputs + _size(value) + statistics + keys, 2 * inputs + 2 * _size(value) + statistics + keys
 
 
 def _selective_scan(x, step, decay, input_matrix, output_matrix, skip, cell_offsets) -> tuple[int, int]:

@@ -6,8 +6,10 @@ tested without a GPU. SCBENCH_KERNELS_DEBUG=1 adds the checks that would make a 
 """
 
 import os
+from functools import cache
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 PROVEN = False  # no kernel here has run on a device yet: the interpreter and the compilers are all that vouch for them
@@ -26,3 +28,13 @@ def use_triton(x: Tensor) -> bool:
     if FORCED:
         return FORCED == "triton"
     return PROVEN and HAS_TRITON and x.is_cuda
+
+
+@cache
+def _second_level_cache(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).L2_cache_size
+
+
+def cache_bytes(x: Tensor) -> int:
+    """What a launch may count on reading again from the cache: that of `x`'s GPU, and never less than 8 MB."""
+    return max(8_000_000, _second_level_cache(x.device) if x.is_cuda else 0)

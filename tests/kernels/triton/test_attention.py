@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scbench.kernels import random
+from scbench.kernels import attention_triton, random
 from scbench.kernels.attention import _CellAttention, attention, attention_oracle, attention_path
 
 F64 = torch.float64
@@ -19,6 +19,8 @@ def offsets_of(lengths):
 
 
 def options_of(name, width, tokens, key_lengths):
+    """The scale keeps scores of all widths alike: a GPU fuses the product and the difference in their exponent, the
+    interpreter rounds each, which where scores are tens is four times a plain softmax's error."""
     options = {
         "scale": {"scale": 0.8 * width**-0.5},
         "pads": {"key_lengths": torch.tensor(key_lengths, dtype=torch.int32)},
@@ -124,3 +126,18 @@ def test_heads_wider_than_the_kernels_take_go_cell_by_cell():
     inputs = [draw(3, 1, 257, seed=n) for n in range(3)]
     assert attention_path(inputs[0], plain=True) == "cells"
     torch.testing.assert_close(attention(*inputs, offsets_of([3])), attention_oracle(*inputs, offsets_of([3])))
+
+
+def test_a_large_batch_takes_several_launches(monkeypatch):
+    """Cells that lie in two launches, launches of one block and of more: nothing changes, to the bit."""
+    monkeypatch.setattr(attention_triton.backend, "cache_bytes", lambda x: 10**9)
+    offsets, inputs = offsets_of([70, 1, 0, 150, 30]), [draw(251, 2, w, dtype=torch.float32, seed=w) for w in (4, 4, 6)]
+    once = outputs_and_gradients(attention, inputs, draw(251, 2, 6, seed=9), offsets)
+    counted = []
+    launches = attention_triton._launches
+    monkeypatch.setattr(attention_triton, "_launches", lambda *x: counted.append(list(launches(*x))) or counted[-1])
+    for size in (1, 20_000):
+        monkeypatch.setattr(attention_triton.backend, "cache_bytes", lambda x, size=size: size)
+        for mine, whole in zip(outputs_and_gradients(attention, inputs, draw(251, 2, 6, seed=9), offsets), once, strict=True):
+            assert torch.equal(mine, whole)
+    assert [len(launches) for launches in counted] == [8, 8, 3, 4]
