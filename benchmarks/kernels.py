@@ -3,6 +3,7 @@
     python benchmarks/kernels.py --json kernels.json                     # on the GPU if there is one, else the CPU path
     python benchmarks/kernels.py --traffic traffic.json --json out.json  # with predictions for an A100 and an H100
     python benchmarks/kernels.py --compile-report compile.json           # every Triton kernel for four GPUs, without any
+    python benchmarks/kernel_plots.py …                                  # pictures of what was written
 
 scbench   the public op: Triton on a GPU, its PyTorch path on a CPU
 eager     the same in plain PyTorch (eager.py)
@@ -50,6 +51,8 @@ class KernelOptions:
     """What traffic.py wrote for the same shape; adds predictions for an A100 and an H100."""
     json: Path | None = None
     """File for the timings; a long CSV is written beside it."""
+    plots: Path | None = None
+    """Folder for pictures of the timings, and of the traffic and the predictions if --traffic is given."""
     compile_report: Path | None = None
     """Compile every Triton kernel through its launcher and write registers, spills, shared memory, tile here; no timings."""
     targets: tuple[Literal["sm_80", "sm_90", "sm_100", "gfx942"], ...] = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -166,6 +169,10 @@ def main(arguments: list[str] | None = None) -> None:
     report_timed(rows)
     if options.json is not None:
         write(options.json, rows, machine.describe(), ("op", "direction", "dtype", "width", "implementation", "status"))
+    if options.plots is not None:
+        from kernel_plots import draw
+
+        draw(options.plots, rows, traffic)
 
 
 if __name__ == "__main__":

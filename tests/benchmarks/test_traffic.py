@@ -143,6 +143,14 @@ def test_traffic_writes_its_rows(tmp_path):
     assert int(values["bytes_moved"]) == forward["bytes_moved"] and all(line["torch"] for line in lines)
 
 
+def test_checks_of_a_cpu_are_no_launches(tmp_path):
+    path, ops = tmp_path / "traffic.json", ["attention", "selective_scan", "causal_conv"]
+    which = ["--ops", *ops, "--dtypes", "fp32", "--batch", "2", "--tokens", "9", "--width", "16"]
+    process = run(BENCHMARKS / "traffic.py", *which, "--json", path)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert [row["launches"] for row in json.loads(path.read_text()) if row["direction"] == "forward"] == [1, 1, 1]
+
+
 def test_an_unknown_op_is_one_sentence():
     process = run(BENCHMARKS / "traffic.py", "--ops", "nothing")
     assert process.returncode == 2 and process.stderr.strip().count("\n") == 0 and "nothing" in process.stderr
