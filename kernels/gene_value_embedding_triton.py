@@ -24,7 +24,7 @@ stores each sum as partial number chunk + bucket. Along the sorted tokens chunk 
 sum to sum, so the number is unique and needs no count of the buckets that occur. The last kernel adds the partials up by unit.
 
 ∂table is made by segments (kernels/segments.py) in the same launches: one launch takes as many columns as leave ∂out's part of
-them in 8 MB of cache, so that ∂out, needed in two orders, comes from memory once.
+them in the cache, so that ∂out, needed in two orders, comes from memory once.
 
 βⱼ is rounded once, and a value's side of it decides: within one unit in the last place of a breakpoint a unit may be taken for
 active that PyTorch takes for inactive, where it contributes less than rounding does.
@@ -33,11 +33,10 @@ active that PyTorch takes for inactive, where it contributes less than rounding 
 import torch
 from torch import Tensor
 
-from scbench.kernels.backend import HAS_TRITON
+from scbench.kernels.backend import HAS_TRITON, cache_bytes
 from scbench.kernels.row_tiles import TILE, accumulator, column_sums, row_block, rows_of_tile
 from scbench.kernels.segments import tile_elements
 
-CACHE = 8_000_000  # bytes
 CHUNK = 256  # sorted tokens a program adds up: 8·D bytes a bucket and chunk against CHUNK·D·e read
 COLUMNS = 32  # of a bucket program: 64 bytes of a bf16 row
 UNITS, ROWS, PARTIALS = 32, 32, 64  # of the products' tiles
@@ -250,7 +249,7 @@ def launch_backward(
 ) -> tuple[Tensor, ...]:
     """(∂table, ∂weight1, ∂bias1, ∂weight2, ∂bias2).
 
-    Columns a launch: as many as leave ∂out's part in CACHE, at least COLUMNS; the segments' tile is `tile_elements`.
+    Columns a launch: as many as leave ∂out's part in the cache, at least COLUMNS; the segments' tile is `tile_elements`.
     """
     (n_genes, width), n_tokens, device, dtype = table_shape, len(genes), grad.device, accumulator(grad.dtype)
     acc, n_chunks = _accumulator(grad), triton.cdiv(n_tokens, CHUNK)
@@ -260,7 +259,7 @@ def launch_backward(
     partials = torch.empty(n_partials, 2, width, dtype=dtype, device=device)
     partial_buckets = torch.full((n_partials,), -1, dtype=torch.int32, device=device)
     slab = max(COLUMNS, row_block(width))
-    while slab > COLUMNS and n_tokens * slab * grad.element_size() > CACHE:
+    while slab > COLUMNS and n_tokens * slab * grad.element_size() > cache_bytes(grad):
         slab //= 2
     keys = max(1, tile_elements(grad) // slab)
     for first_column in range(0, width, slab):

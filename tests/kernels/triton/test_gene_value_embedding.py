@@ -117,7 +117,7 @@ def test_every_bucket_occupied_in_many_chunks(monkeypatch):
 
 
 def test_columns_are_taken_in_several_launches(monkeypatch):
-    monkeypatch.setattr(gene_value_embedding_triton, "CACHE", 0)
+    monkeypatch.setattr(gene_value_embedding_triton, "cache_bytes", lambda x: 0)
     assert_equal_in_fp64(*inputs_of(40, 7, 70))
 
 
