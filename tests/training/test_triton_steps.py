@@ -33,7 +33,8 @@ OF_ALL = {"gene_value_embedding_triton", "masked_regression", "mvc", "segments"}
 # Both paths add the same numbers in another order, at most some 2⁸ at a time. Rounding of n terms is about √n · 2⁻²⁴ of their
 # size, here 2⁻²⁰; where terms cancel it is more of the sum. The largest seen: 8e-7 in a metric, 3e-6 in a gradient (of which,
 # by fp64, 3e-6 is PyTorch's and 4e-7 Triton's). An error of 1e-4 in attention's query gradient fails, and so do 100 of 65,536
-# dropout decisions turned round.
+# dropout decisions turned round. (Larger models leave it at times: a number that rounds to the other side of a ReLU's kink
+# changes a gradient by 1e-4.)
 TOLERANCE = 2**-16
 
 
