@@ -2,8 +2,8 @@
 
     python benchmarks/triton_steps.py STORE --structure mamba --tokens 64 --width 64
 
-Both are `scbench pretrain`, dropout on, fp32, SGD (Adam would hide a wrong gradient). At the default size a step takes minutes,
-and the same means to 1e-7, or to 1e-5 after a number has rounded to the other side of a ReLU's kink.
+Both are `scbench pretrain`, dropout on, fp32, SGD (Adam hides a wrong gradient). At the default size a step takes minutes, and
+the same means to 1e-7, or to 1e-5 after a number has rounded to the other side of a ReLU's kink.
 """
 
 import json
