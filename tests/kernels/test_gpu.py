@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not GPU and not INTERPRETED, reason="no GPU")
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 DTYPES = [FP32, FP16, BF16] if GPU else [FP32, FP16]  # the interpreter knows no bf16
-LENGTHS, WIDTH, REPEATS = ([513, 1, 300, 700], 256, 20) if GPU else ([33, 1, 6], 24, 2)  # scans cross chunks of 16 tokens
+LENGTHS, WIDTH, REPEATS = ([513, 1, 300, 700], 256, 20) if GPU else ([33, 1, 6], 24, 1)  # scans cross chunks of 16 tokens
 TOKENS, GENES, PROBABILITY = sum(LENGTHS), 50, 0.3
 OFFSETS = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32)
 KEYS = random.bits_torch(7, torch.arange(TOKENS))

@@ -1,9 +1,14 @@
 """The check that every test here runs under (memory_check.py) finds planted faults, and nothing where there is none."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 import triton
 import triton.language as tl
+
+import scbench.kernels as module
 
 
 @triton.jit
@@ -82,3 +87,13 @@ def test_a_program_that_reads_what_another_one_writes_is_found():
 def test_an_atomic_is_found():
     with pytest.raises(Exception, match="add_kernel: an atomic"):
         add_kernel[(1,)](torch.zeros(1), torch.zeros(1))
+
+
+def test_every_masked_load_says_what_the_rest_is():
+    """A GPU gives it no value; the interpreter gives 0, so that running a kernel would not show it."""
+    folder = Path(module.__file__).parent
+    loads = [node for path in sorted(folder.glob("*.py")) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+             if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.load"]
+    masked = [node for node in loads if len(node.args) > 1 or any(word.arg == "mask" for word in node.keywords)]
+    assert len(masked) > 50
+    assert [ast.unparse(node) for node in masked if not any(word.arg == "other" for word in node.keywords)] == []
