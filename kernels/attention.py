@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from scbench.kernels import backend, random
 from scbench.kernels.add_norm import dropout_oracle
+from scbench.kernels.checks import FLOATS, INDICES, check, check_offsets
 
 if backend.HAS_TRITON:
     from scbench.kernels.attention_triton import TritonAttention
@@ -142,28 +143,21 @@ def _check(
     if query.shape != key.shape or query.shape[:2] != value.shape[:2] or query.ndim != 3 or value.ndim != 3:
         raise ValueError("query, key and value must be [T, H, d], [T, H, d] and [T, H, e], not "
                          f"{list(query.shape)}, {list(key.shape)} and {list(value.shape)}")
-    if not query.is_floating_point() or query.dtype != key.dtype or query.dtype != value.dtype:
-        raise ValueError("query, key and value must be of one floating dtype, not "
-                         f"{query.dtype}, {key.dtype} and {value.dtype}")
-    others = {"key": key, "value": value, "cell_offsets": cell_offsets, "key_lengths": key_lengths, "token_keys": token_keys}
-    for name, x in others.items():
-        if x is not None and x.device != query.device:
-            raise ValueError(f"{name} is on {x.device}, query on {query.device}")
-    if cell_offsets.ndim != 1 or len(cell_offsets) == 0 or cell_offsets.is_floating_point():
-        raise ValueError(f"cell_offsets must be int32 [B+1], not {cell_offsets.dtype} {list(cell_offsets.shape)}")
-    if key_lengths is not None and (key_lengths.shape != cell_offsets[1:].shape or key_lengths.is_floating_point()):
-        raise ValueError(f"key_lengths must be int32 [{len(cell_offsets) - 1}], not "
-                         f"{key_lengths.dtype} {list(key_lengths.shape)}")
-    if token_keys is not None and (token_keys.shape != query.shape[:1] or token_keys.dtype != torch.int64):
-        raise ValueError("token_keys must be int64 with one element a token: "
-                         f"{token_keys.dtype} {list(token_keys.shape)} for {list(query.shape)}")
-    if query.is_cuda and not backend.DEBUG:
-        return  # what follows reads numbers, for which a GPU's host would have to wait
-    lengths = cell_offsets.diff()
-    if int(cell_offsets[-1]) != query.shape[0] or int(cell_offsets[0]) != 0 or (lengths < 0).any():
-        raise ValueError(f"cell_offsets must ascend from 0 to the {query.shape[0]} tokens of the batch, not from "
-                         f"{int(cell_offsets[0])} to {int(cell_offsets[-1])}")
-    if key_lengths is not None and ((key_lengths < 1) | (key_lengths > lengths)).any():
+    check(query.device, FLOATS, query=query)
+    check(query.device, (query.dtype,), key=key, value=value)
+    check(query.device, INDICES, cell_offsets=cell_offsets)
+    if key_lengths is not None:
+        check(query.device, INDICES, key_lengths=key_lengths)
+        if key_lengths.shape != cell_offsets[1:].shape:
+            raise ValueError(f"key_lengths must be [{len(cell_offsets) - 1}], not {list(key_lengths.shape)}")
+    if token_keys is not None:
+        check(query.device, (torch.int64,), token_keys=token_keys)
+        if token_keys.shape != query.shape[:1]:
+            raise ValueError(f"token_keys must have one element a token: {list(token_keys.shape)} for {list(query.shape)}")
+    check_offsets(cell_offsets, len(query))
+    if key_lengths is None or (query.is_cuda and not backend.DEBUG):
+        return  # reading numbers would make the host wait
+    if ((key_lengths < 1) | (key_lengths > cell_offsets.diff())).any():
         raise ValueError("key_lengths must be between 1 and the tokens of each cell")
 
 

@@ -340,6 +340,8 @@ class TritonAttention(torch.autograd.Function):
         token_keys: Tensor | None, probability: float,
     ) -> Tensor:  # fmt: skip
         query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+        key_lengths, token_keys = (x if x is None else x.contiguous() for x in (key_lengths, token_keys))
+        cell_offsets = cell_offsets.contiguous()
         ctx.options = scale, key_lengths, token_keys, probability
         output, statistics = _launch_forward(query, key, value, cell_offsets, *ctx.options)
         ctx.save_for_backward(query, key, value, cell_offsets, output, statistics)

@@ -24,10 +24,12 @@ if FORCED == "triton" and not HAS_TRITON:
 
 
 def use_triton(x: Tensor) -> bool:
-    """Whether the Triton kernels take `x`'s operation."""
-    if FORCED:
-        return FORCED == "triton"
-    return PROVEN and HAS_TRITON and x.is_cuda
+    """Whether the Triton kernels take `x`'s operation. A ValueError if they would, on another GPU than the current one."""
+    chosen = FORCED == "triton" if FORCED else PROVEN and HAS_TRITON and x.is_cuda
+    if chosen and x.is_cuda and x.device.index != torch.cuda.current_device():  # where Triton would launch
+        raise ValueError(f"the tensors are on {x.device}, the current GPU is cuda:{torch.cuda.current_device()}: "
+                         "call torch.cuda.set_device first")
+    return chosen
 
 
 @cache

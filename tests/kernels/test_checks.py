@@ -1,8 +1,11 @@
 """The public functions name the argument that has a wrong dtype or lies on another device."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from scbench.kernels import backend
 from scbench.kernels.gene_value_embedding import gene_value_embedding
 from scbench.kernels.masked_regression import masked_regression
 from scbench.kernels.mvc import mvc
@@ -42,3 +45,13 @@ def test_wrong_dtypes_and_devices_are_named(function, name):
 def test_weights_have_one_dtype():
     with pytest.raises(ValueError, match="weight2 must be float32"):
         gene_value_embedding(**{**CALLS[gene_value_embedding], "weight2": f(2, 2).double()})
+
+
+def test_tensors_on_another_gpu_than_the_current_one(monkeypatch):
+    """Triton launches on the current one."""
+    monkeypatch.setattr(backend, "FORCED", "triton")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    on = [SimpleNamespace(is_cuda=True, device=torch.device("cuda", number)) for number in range(2)]
+    assert backend.use_triton(on[0])
+    with pytest.raises(ValueError, match=r"tensors are on cuda:1, the current GPU is cuda:0: call torch.cuda.set_device"):
+        backend.use_triton(on[1])

@@ -96,7 +96,8 @@ def test_which_way_a_gpu_goes(monkeypatch, found, dtype, width, plain, capabilit
     monkeypatch.setattr(backend, "FORCED", forced)
     monkeypatch.setattr(backend, "HAS_TRITON", True)
     monkeypatch.setattr(backend, "PROVEN", True)
-    query = SimpleNamespace(is_cuda=True, dtype=dtype, shape=(7, 4, width), device="cuda:0")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    query = SimpleNamespace(is_cuda=True, dtype=dtype, shape=(7, 4, width), device=torch.device("cuda:0"))
     assert attention_path(query, plain=plain) == path
 
 

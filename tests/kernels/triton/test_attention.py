@@ -59,7 +59,7 @@ def check(lengths, key_lengths, heads, width, value_width, dtype, name, assert_a
 
 
 @pytest.mark.parametrize("name", ["plain", "scale", "pads", "dropout", "all"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, F64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, F64], ids=str)
 def test_outputs_and_gradients_equal_the_definition(dtype, name, assert_as_good):
     check(LENGTHS, KEY_LENGTHS, 2, 6, 6, dtype, name, assert_as_good)
 
@@ -108,6 +108,16 @@ def test_views_and_gradients_that_are_views():
         for backwards in (torch.Tensor.sum, lambda x: (x.transpose(0, 2) * draw(4, 2, 9, seed=3)).sum()):
             grads = [torch.autograd.grad(backwards(x), fused, retain_graph=True)[0] for x in (ours, theirs)]
             torch.testing.assert_close(*grads)
+
+
+def test_strided_offsets_lengths_and_keys():
+    def spread(x):
+        return torch.stack([x, x + 1], 1)[:, 0]
+
+    inputs, offsets = [draw(20, 2, 4, seed=n) for n in range(3)], offsets_of([16, 4])
+    options = {"key_lengths": torch.tensor([13, 2]), "token_keys": random.bits_torch(7, torch.arange(20)), "probability": 0.4}
+    strided = {name: spread(x) if torch.is_tensor(x) else x for name, x in options.items()}
+    assert torch.equal(attention(*inputs, spread(offsets), **strided), attention(*inputs, offsets, **options))
 
 
 def test_pads_are_not_seen_whatever_they_hold():
