@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scbench.kernels import backend, random
+from scbench.kernels.checks import FLOATS, check
 from scbench.kernels.row_tiles import PROGRAM_ROWS, TILE, accumulator, column_sums, row_block, rows_of_tile
 
 if backend.HAS_TRITON:
@@ -267,7 +268,10 @@ class _Dropout(torch.autograd.Function):
 
 
 def dropout(x: Tensor, token_keys: Tensor | None, probability: float) -> Tensor:
-    """Dropout of [T, D] states; `token_keys` int64 [T], one a token and site, or None for none (evaluation)."""
+    """Dropout of [T, D] states; `token_keys` int64 [T], one a token and site, or None for none (evaluation).
+
+    ValueError for a shape, dtype or device that does not fit, as in the two functions below.
+    """
     if token_keys is None or probability == 0:
         return x
     _check_keys(x, token_keys)
@@ -278,10 +282,12 @@ def dropout(x: Tensor, token_keys: Tensor | None, probability: float) -> Tensor:
 def add_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, token_keys: Tensor | None, probability: float, eps: float = 1e-5
 ) -> Tensor:
-    """LayerNorm(residual + dropout(x)): x, residual [T, D]; weight, bias [D]; statistics in fp32."""
+    """LayerNorm(residual + dropout(x)): x, residual [T, D] of one dtype; weight, bias [D]; statistics in fp32."""
     if x.ndim != 2 or residual.shape != x.shape or not weight.shape == bias.shape == x.shape[1:]:
         raise ValueError(f"x, residual, weight and bias must be [T, D], [T, D], [D] and [D], not {list(x.shape)}, "
                          f"{list(residual.shape)}, {list(weight.shape)} and {list(bias.shape)}")
+    check(x.device, FLOATS, x=x, weight=weight, bias=bias)
+    check(x.device, (x.dtype,), residual=residual)
     if not backend.use_triton(x):
         return F.layer_norm(residual + dropout(x, token_keys, probability), weight.shape, weight, bias, eps)
     if token_keys is None or probability == 0:
@@ -292,16 +298,20 @@ def add_norm(
 
 def relu_dropout(x: Tensor, token_keys: Tensor | None, probability: float) -> Tensor:
     """dropout(relu(x)) of [T, D] states."""
-    if token_keys is None or probability == 0 or not backend.use_triton(x):
-        return dropout(torch.relu(x), token_keys, probability)
+    if token_keys is None or probability == 0:
+        return torch.relu(x)
     _check_keys(x, token_keys)
-    return _ReluDropout.apply(x, token_keys, probability)
+    if backend.use_triton(x):
+        return _ReluDropout.apply(x, token_keys, probability)
+    return _Dropout.apply(torch.relu(x), token_keys, probability)
 
 
 def _check_keys(x: Tensor, token_keys: Tensor) -> None:
-    if x.ndim != 2 or token_keys.shape != x.shape[:1] or token_keys.dtype != torch.int64:
-        raise ValueError(f"token_keys must be int64 with one element a token: {token_keys.dtype} {list(token_keys.shape)} "
-                         f"for {list(x.shape)}")
+    check(x.device, FLOATS, x=x)
+    check(x.device, (torch.int64,), token_keys=token_keys)
+    if x.ndim != 2 or token_keys.shape != x.shape[:1]:
+        raise ValueError(f"x must be [T, D] and token_keys have one element a token, not {list(x.shape)} and "
+                         f"{list(token_keys.shape)}")
 
 
 def dropout_oracle(x: Tensor, token_keys: Tensor, probability: float) -> Tensor:

@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from scbench.kernels import backend
+from scbench.kernels.add_norm import add_norm, dropout, relu_dropout
+from scbench.kernels.attention import attention
+from scbench.kernels.causal_conv import causal_conv
 from scbench.kernels.gene_value_embedding import gene_value_embedding
 from scbench.kernels.masked_regression import masked_regression
 from scbench.kernels.mvc import mvc
+from scbench.kernels.selective_scan import selective_scan
 from scbench.kernels.table_rows import table_rows
 
-INDEX = torch.arange(3).int()
+INDEX, KEYS, OFFSETS = torch.arange(3).int(), torch.arange(3), torch.tensor([0, 3]).int()
 
 
 def f(*shape):
@@ -26,8 +30,16 @@ CALLS = {
     masked_regression: {"hidden": f(3, 2), "weight": f(1, 2), "bias": f(1), "targets": f(3)},
     mvc: {"queries": f(3, 2), "query_index": INDEX, "query_order": INDEX, "cell_embedding": f(3, 2), "cell_index": INDEX,
           "targets": f(3)},
+    dropout: {"x": f(3, 2), "token_keys": KEYS, "probability": 0.5},
+    relu_dropout: {"x": f(3, 2), "token_keys": KEYS, "probability": 0.5},
+    add_norm: {"x": f(3, 2), "residual": f(3, 2), "weight": f(2), "bias": f(2), "token_keys": KEYS, "probability": 0.5},
+    attention: {"query": f(3, 1, 2), "key": f(3, 1, 2), "value": f(3, 1, 2), "cell_offsets": OFFSETS,
+                "key_lengths": OFFSETS[1:], "token_keys": KEYS, "probability": 0.5},
+    causal_conv: {"x": f(3, 2), "weight": f(2, 4), "bias": f(2), "cell_offsets": OFFSETS},
+    selective_scan: {"x": f(3, 2), "step": f(3, 2), "decay": f(2, 4), "input_matrix": f(3, 4), "output_matrix": f(3, 4),
+                     "skip": f(2), "cell_offsets": OFFSETS},
 }  # fmt: skip
-ARGUMENTS = [(function, name) for function, arguments in CALLS.items() for name in arguments]
+ARGUMENTS = [(function, name) for function, arguments in CALLS.items() for name in arguments if name != "probability"]
 
 
 @pytest.mark.parametrize(("function", "name"), ARGUMENTS, ids=lambda x: getattr(x, "__name__", x))
