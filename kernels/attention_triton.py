@@ -19,7 +19,7 @@ over the queries (dK and dV; with several value tiles, here of 64 columns, first
 O and dO where it needs it, so nothing but the forward's two numbers passes through memory.
 
 Launches. A cell's rows are read again by each of its programs. They follow each other, but CUDA promises no order, so what a
-launch reads again must fit the cache: `_launches` cuts the blocks of a large batch into as many launches as that takes.
+launch reads again must fit the cache: `_launches` gives each as many heads as that allows, or a part of one head's blocks.
 
 Races. Every row of output, statistics and gradient belongs to one block of one cell, the blocks of a cell are disjoint, each
 head and value tile has its own columns, and nobody reads what another program of the launch writes. No atomics, sums in a
@@ -28,7 +28,7 @@ fixed order: two runs agree to the bit.
 Traffic. Every operand counts once a launch. With T tokens, H heads, s bytes an element:
     forward   T · H · ((2 d + 2 e) s + 8): q, k, v read; output and the softmax's two numbers written
     backward  T · H · ((4 d + 4 e) s + 8): q, k, v, output, its gradient and the two numbers read; three gradients written
-plus 8 T with dropout; offsets and lengths are negligible. Besides: a cell that lies in two launches is read by both.
+plus 8 T with dropout; offsets and lengths are negligible. Besides: a cell whose blocks are in two launches is read by both.
 """
 
 import math
@@ -106,16 +106,16 @@ def _kept(token_keys, keys, i_head, H: tl.constexpr, THRESHOLD: tl.constexpr, RE
     return keep_triton(token_keys, keys * H + i_head, THRESHOLD).to(ACC) * RESCALE
 
 
-@triton.jit(do_not_specialize=["first_block"])
+@triton.jit(do_not_specialize=["first_block", "first_head"])
 def _forward_kernel(
     query, key, value, cell_offsets, key_lengths, token_keys, output, statistics,
-    tokens, cells, first_block,
+    tokens, cells, first_block, first_head,
     query_token, query_head, key_token, key_head, value_token, value_head,
     H: tl.constexpr, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, TILES: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr, ACC: tl.constexpr,
     SCALE: tl.constexpr, THRESHOLD: tl.constexpr, RESCALE: tl.constexpr,
 ):  # fmt: skip
-    i_tile, i_block, i_head = tl.program_id(0) % TILES, tl.program_id(0) // TILES, tl.program_id(1).to(tl.int64)
+    i_tile, i_block, i_head = tl.program_id(0) % TILES, tl.program_id(0) // TILES, first_head + tl.program_id(1).to(tl.int64)
     first, start, stop, key_stop = _find_block(cell_offsets, key_lengths, cells, first_block + i_block, BLOCK)
     if first >= stop:
         return
@@ -147,17 +147,17 @@ def _forward_kernel(
         tl.store(statistics + tokens + first + row, 1 / total, mask=row < stop - first)
 
 
-@triton.jit(do_not_specialize=["first_block"])
+@triton.jit(do_not_specialize=["first_block", "first_head"])
 def _backward_kernel(
     query, key, value, cell_offsets, key_lengths, token_keys, output, statistics, grad_output,
     grad_query, grad_key, grad_value,
-    tokens, cells, first_block,
+    tokens, cells, first_block, first_head,
     query_token, query_head, key_token, key_head, value_token, value_head,
     H: tl.constexpr, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, TILES: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr, ACC: tl.constexpr,
     SCALE: tl.constexpr, THRESHOLD: tl.constexpr, RESCALE: tl.constexpr,
 ):  # fmt: skip
-    i_head = tl.program_id(1).to(tl.int64)
+    i_head = first_head + tl.program_id(1).to(tl.int64)
     first, start, stop, key_stop = _find_block(cell_offsets, key_lengths, cells, first_block + tl.program_id(0), BLOCK)
     if first >= stop:
         return
@@ -289,11 +289,16 @@ def _arguments(
     }  # fmt: skip
 
 
-def _launches(query: Tensor, cells: int, block: int, token_bytes: int) -> Iterator[tuple[int, int]]:
-    """(first block, number of blocks) of each launch; `token_bytes` of a token are read again and must fit the cache."""
-    blocks = len(query) // block + cells
-    size = max(1, backend.cache_bytes(query) // (block * token_bytes))
-    return ((first, min(size, blocks - first)) for first in range(0, blocks, size))
+def _launches(query: Tensor, cells: int, block: int, reused: int) -> Iterator[tuple[int, int, int, int]]:
+    """(blocks, heads, first block, first head) of each launch; `reused`: bytes of one head of a token that are read again."""
+    (tokens, heads, _), cache = query.shape, backend.cache_bytes(query)
+    blocks = every = tokens // block + cells
+    together = min(heads, cache // max(1, tokens * reused))
+    if together == 0:  # the cache does not hold one head of all tokens
+        together, blocks = 1, max(1, cache // (block * reused))
+    for first_head in range(0, heads, together):
+        for first_block in range(0, every, blocks):
+            yield min(blocks, every - first_block), min(together, heads - first_head), first_block, first_head
 
 
 def _launch_forward(
@@ -306,10 +311,11 @@ def _launch_forward(
     output = torch.empty(value.shape, dtype=value.dtype, device=value.device)
     accumulated = torch.float64 if query.dtype == torch.float64 else torch.float32
     statistics = torch.empty((heads, 2, tokens), dtype=accumulated, device=query.device)
-    token_bytes = heads * (width + value.shape[2]) * query.element_size()
-    for first_block, blocks in _launches(query, arguments["cells"], arguments["BLOCK"], token_bytes):
+    reused = (width + value.shape[2]) * query.element_size()
+    for blocks, heads, first_block, first_head in _launches(query, arguments["cells"], arguments["BLOCK"], reused):
         _forward_kernel[(blocks * arguments["TILES"], heads)](
-            query, key, value, cell_offsets, key_lengths, token_keys, output, statistics, first_block=first_block, **arguments
+            query, key, value, cell_offsets, key_lengths, token_keys, output, statistics,
+            first_block=first_block, first_head=first_head, **arguments,
         )
     return output, statistics
 
@@ -321,12 +327,12 @@ def _launch_backward(
     """The gradients of query, key and value."""
     arguments = _arguments(query, key, value, cell_offsets, scale, probability, widest=64)
     grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value)]
-    heads, grad_output = query.shape[1], grad_output.contiguous()
-    token_bytes = heads * (2 * query.shape[2] + value.shape[2]) * query.element_size()
-    for first_block, blocks in _launches(query, arguments["cells"], arguments["BLOCK"], token_bytes):
+    grad_output = grad_output.contiguous()
+    reused = (2 * query.shape[2] + value.shape[2]) * query.element_size()
+    for blocks, heads, first_block, first_head in _launches(query, arguments["cells"], arguments["BLOCK"], reused):
         _backward_kernel[(blocks, heads)](
             query, key, value, cell_offsets, key_lengths, token_keys, output, statistics, grad_output, *grads,
-            first_block=first_block, **arguments,
+            first_block=first_block, first_head=first_head, **arguments,
         )
     return grads
 
