@@ -78,10 +78,19 @@ class CellBatch(NamedTuple):
             Pad every cell to so many genes (value 0); no cell may have more.
         samples, cells
             int64 [B]; 0 … B−1 by default.
+
+        Raises
+        ------
+        ValueError
+            For a negative id, offsets that don't ascend from 0 to N, a cell longer than `pad_to`. The kernels rely on it.
         """
         n_cells = len(offsets) - 1
         offsets = np.asarray(offsets, dtype=np.int64)
         n_genes = np.diff(offsets)
+        if offsets[0] != 0 or offsets[-1] != len(genes) or (n_genes < 0).any():
+            raise ValueError(f"offsets must ascend from 0 to the {len(genes)} genes, not from {offsets[0]} to {offsets[-1]}")
+        if np.min(genes, initial=0) < 0:
+            raise ValueError(f"genes holds {np.min(genes)}: token ids are not negative")
         if pad_to is not None and n_genes.max(initial=0) > pad_to:
             raise ValueError(f"a cell has {n_genes.max()} genes, more than pad_to ({pad_to})")
         if counts is None:

@@ -145,3 +145,14 @@ def test_moves_as_a_whole():
 def test_lists_that_do_not_match(genes, values, masked, message):
     with pytest.raises(ValueError, match=message):
         CellBatch.from_lists(genes, values, masked)
+
+
+@pytest.mark.parametrize(("genes", "offsets", "message"), [
+    ([3, -1, 4], [0, 3], "genes holds -1"),
+    ([3, 1, 4], [0, 2], "offsets must ascend from 0 to the 3 genes, not from 0 to 2"),
+    ([3, 1, 4], [1, 3], "not from 1 to 3"),
+    ([3, 1, 4], [0, 3, 2, 3], "offsets must ascend"),
+])
+def test_what_the_kernels_rely_on_is_checked_where_the_batch_is_made(genes, offsets, message):
+    with pytest.raises(ValueError, match=message):
+        CellBatch.pack(np.array(genes), np.ones(len(genes)), np.array(offsets))
