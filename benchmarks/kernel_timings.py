@@ -10,6 +10,8 @@ from roofline import GPUS, predict
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from scbench.kernels.gene_value_embedding_triton import CHUNK
+
 WARMUP = 2
 TOLERANCE = 1e-4  # of each tensor's largest, in fp32 and without dropout
 
@@ -29,11 +31,12 @@ def measure(
                         for name, function in functions.items()}
             for dtype in dtypes:
                 case = build(op, shape, dtype)
-                flops = _flops(case)
+                eager_flops = _flops(case)
                 case = case.on(device)
                 seconds = _rounds(case, {n: f for n, f in functions.items() if failures[n] is None}, steps, device)
                 for name, function in functions.items():
                     kept = None if failures[name] else kept_bytes(case, function)
+                    flops = own_flops(case, eager_flops) if name == "scbench" else eager_flops
                     for number, direction in enumerate(("forward", "backward")):
                         counted = _counted(traffic, op, direction, dtype, shape, name)
                         rows.append({
@@ -119,11 +122,26 @@ def kept_bytes(case: Case, function: Callable) -> int:
 def _flops(case: Case) -> tuple[int, int]:
     """FLOPs of eager PyTorch's matrix products, forward and backward, counted on tensors that compute nothing."""
     case = case.on("meta")
+    if case.op == "causal_conv":
+        return 0, 0  # of each channel by itself: torch would count a dense product
     with FlopCounterMode(display=False) as forward:
         output = case.forward(case.eager)
     with FlopCounterMode(display=False) as backward:
         torch.autograd.grad(output, case.wanted, torch.empty_like(output))
     return forward.get_total_flops(), backward.get_total_flops()
+
+
+def own_flops(case: Case, eager: tuple[int, int]) -> tuple[int, int]:
+    """FLOPs of our kernels' matrix products, forward and backward."""
+    if case.op == "gene_value_embedding":  # two products a direction: of pieces and units; of units and partial sums
+        width, chunks = len(case.arguments["bias1"]), -(-len(case.arguments["genes"]) // CHUNK)
+        return 4 * width**2 * (width + 1), 4 * width**2 * (2 * width + chunks)
+    if "query" not in case.arguments:
+        return eager
+    query, value = case.arguments["query"].shape[2], case.arguments["value"].shape[2]
+    tiles = -(-value // 64)  # of the backward: the scores again for dQ, for dK and, if there are several, for each tile's dV
+    ours = (2 + (tiles if tiles > 1 else 0)) * query + 2 * value + 2 * query + value
+    return eager[0], eager[1] * ours // (2 * value + 2 * query)
 
 
 def _counted(traffic: list[dict] | None, op: str, direction: str, dtype: str, shape: Shape, name: str) -> dict | None:

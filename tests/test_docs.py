@@ -1,7 +1,10 @@
 """docs/fidelity.md promises a test for every row; the documents name no test file that does not exist."""
 
 import ast
+import json
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FIDELITY = ROOT / "docs" / "fidelity.md"
 REFERENCE = re.compile(r"`(tests/[\w/]+\.py)::([\w:]+)`")
+THIRD_OF_EAGER = {"attention", "gene_graph"}
 EXCUSES = re.compile(r"not in this version|not tested: \w+")
 
 
@@ -56,3 +60,21 @@ def test_the_tests_that_fidelity_names_exist():
 def test_files_of_tests_that_documents_name_exist(document):
     for file in re.findall(r"tests/[\w/]+\.py", document.read_text(encoding="utf-8")):
         assert (ROOT / file).is_file(), f"{document.name} names {file}"
+
+
+def test_the_kernels_page_shows_what_was_counted():
+    """Its tables are those that the script makes of the numbers beside it, and those meet the goals."""
+    results = ROOT / "docs" / "results" / "kernels"
+    command = [sys.executable, ROOT / "benchmarks" / "kernel_tables.py", results]
+    tables = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert len(tables.splitlines()) > 50
+    assert not set(tables.splitlines()) - set((ROOT / "docs" / "kernels.md").read_text(encoding="utf-8").splitlines())
+    traffic, compiled = (json.loads((results / f"{name}.json").read_text()) for name in ("traffic", "compile"))
+    ops = {row["op"] for row in compiled} - {"attention_dropout"}  # counted as attention, and 8 bytes of keys a token
+    assert {row["op"] for row in traffic} == ops and len(traffic) == 4 * len(ops) == 4 * 11
+    for row in traffic:
+        assert (row["width"], row["cells"], row["tokens"]) == (256, 32, 513)
+        assert row["bytes_moved"] <= 1.15 * row["bytes_required"], row
+        if row["op"] in THIRD_OF_EAGER or (row["op"], row["direction"]) == ("gene_value_embedding", "forward"):
+            assert row["bytes_moved"] <= row["bytes_eager"] / 3, row
+    assert all(row["spills"] == 0 and row["shared_bytes"] <= row["shared_limit"] for row in compiled)
