@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 
+sys.path.insert(0, str(Path(__file__).parent))  # of fake_split.py
+
 
 @pytest.fixture
 def write_cells(tmp_path):
