@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from scbench.kernels import backend, random
 from scbench.kernels.checks import FLOATS, check
-from scbench.kernels.row_tiles import PROGRAM_ROWS, TILE, accumulator, column_sums, row_block, rows_of_tile
+from scbench.kernels.row_tiles import PROGRAM_ROWS, TILE, accumulator, column_sums, row_block, rows_of_tile, triton_accumulator
 
 if backend.HAS_TRITON:
     import triton
@@ -135,10 +135,6 @@ if backend.HAS_TRITON:
         tl.store(sums + D, tl.sum(grad_bias, axis=0), mask=column < D)
 
 
-def _accumulator(x: Tensor):
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
-
-
 def _dropped(probability: float) -> dict[str, int]:
     """The kernels' arguments: whole numbers, exact in any precision."""
     return {"threshold": random.keep_threshold(probability), "kept": 65536 - round(probability * 65536)}
@@ -152,7 +148,7 @@ def _launch_dropout(x: Tensor, token_keys: Tensor, probability: float, relu: boo
         (n_rows, width), rows = x.shape, rows_of_tile(x.shape[1])
         _dropout_kernel[(triton.cdiv(n_rows, rows),)](
             x, token_keys, out, n_rows, width, **_dropped(probability),
-            ROWS=rows, D_BLOCK=row_block(width), RELU=relu, ACC=_accumulator(x), num_warps=4,
+            ROWS=rows, D_BLOCK=row_block(width), RELU=relu, ACC=triton_accumulator(x.dtype), num_warps=4,
         )  # fmt: skip
     return out
 
@@ -163,8 +159,9 @@ def _launch_relu_dropout_backward(out: Tensor, grad: Tensor, probability: float)
     grad_x = torch.empty_like(grad)
     if grad.numel() > 0:
         _relu_dropout_backward_kernel[(triton.cdiv(grad.numel(), TILE),)](
-            out, grad, grad_x, grad.numel(), _dropped(probability)["kept"], BLOCK=TILE, ACC=_accumulator(grad), num_warps=4
-        )
+            out, grad, grad_x, grad.numel(), _dropped(probability)["kept"],
+            BLOCK=TILE, ACC=triton_accumulator(grad.dtype), num_warps=4,
+        )  # fmt: skip
     return grad_x
 
 
@@ -175,7 +172,7 @@ def _launch_forward(x, residual, weight, bias, token_keys, probability: float, e
         (n_rows, width), rows = x.shape, rows_of_tile(x.shape[1])
         _forward_kernel[(triton.cdiv(n_rows, rows),)](
             x, residual, weight, bias, token_keys, out, n_rows, width, eps, **_dropped(probability),
-            ROWS=rows, D_BLOCK=row_block(width), DROP=token_keys is not None, ACC=_accumulator(x), num_warps=4,
+            ROWS=rows, D_BLOCK=row_block(width), DROP=token_keys is not None, ACC=triton_accumulator(x.dtype), num_warps=4,
         )  # fmt: skip
     return out
 
@@ -197,7 +194,7 @@ def _launch_backward(x, residual, weight, token_keys, probability: float, eps: f
     _backward_kernel[(programs,)](
         x, residual, weight, token_keys, grad, grad_x, grad_residual, partials,
         n_rows, width, eps, **_dropped(probability), ROWS=min(rows, PROGRAM_ROWS), PROGRAM_ROWS=PROGRAM_ROWS,
-        D_BLOCK=row_block(width), DROP=token_keys is not None, ACC=_accumulator(x), num_warps=4,
+        D_BLOCK=row_block(width), DROP=token_keys is not None, ACC=triton_accumulator(x.dtype), num_warps=4,
     )  # fmt: skip
     grad_weight, grad_bias = column_sums(partials).to(weight.dtype).split(width)
     return grad_x, grad_residual, grad_weight, grad_bias

@@ -41,6 +41,7 @@ from torch import Tensor
 
 from scbench.kernels import backend, random
 from scbench.kernels.random import keep_triton
+from scbench.kernels.row_tiles import accumulator, triton_accumulator
 
 LOG2E = tl.constexpr(math.log2(math.e))
 CELLS = tl.constexpr(128)  # offsets that a program compares at once
@@ -283,7 +284,7 @@ def _arguments(
         "query_token": query.stride(0), "query_head": query.stride(1), "key_token": key.stride(0), "key_head": key.stride(1),
         "value_token": value.stride(0), "value_head": value.stride(1),
         "H": heads, "D": width, "E": value.shape[2],
-        "ACC": tl.float64 if query.dtype == torch.float64 else tl.float32,
+        "ACC": triton_accumulator(query.dtype),
         "SCALE": scale, "THRESHOLD": random.keep_threshold(probability),
         "RESCALE": 65536 / (65536 - round(probability * 65536)), **_tile(query, value, widest),
     }  # fmt: skip
@@ -309,8 +310,7 @@ def _launch_forward(
     arguments = _arguments(query, key, value, cell_offsets, scale, probability, widest=128)
     tokens, heads, width = query.shape
     output = torch.empty(value.shape, dtype=value.dtype, device=value.device)
-    accumulated = torch.float64 if query.dtype == torch.float64 else torch.float32
-    statistics = torch.empty((heads, 2, tokens), dtype=accumulated, device=query.device)
+    statistics = torch.empty((heads, 2, tokens), dtype=accumulator(query.dtype), device=query.device)
     reused = (width + value.shape[2]) * query.element_size()
     for blocks, heads, first_block, first_head in _launches(query, arguments["cells"], arguments["BLOCK"], reused):
         _forward_kernel[(blocks * arguments["TILES"], heads)](

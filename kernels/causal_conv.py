@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scbench.kernels import backend
 from scbench.kernels.checks import FLOATS, INDICES, check, check_offsets
+from scbench.kernels.row_tiles import triton_accumulator
 
 ROW_BYTES = 512
 FORWARD_ROWS, BACKWARD_ROWS = 64, 128
@@ -140,7 +141,7 @@ def _tile(x: Tensor, taps: int) -> dict[str, object]:
         "TAPS": taps,
         "BLOCK": min(triton.next_power_of_2(x.shape[1]), ROW_BYTES // x.element_size()),
         "SEARCH": OFFSETS_AT_ONCE,
-        "ACC": tl.float64 if x.dtype == torch.float64 else tl.float32,
+        "ACC": triton_accumulator(x.dtype),
         "num_warps": 1,
     }
 

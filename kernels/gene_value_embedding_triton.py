@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from scbench.kernels.backend import HAS_TRITON, cache_bytes
-from scbench.kernels.row_tiles import TILE, accumulator, column_sums, row_block, rows_of_tile
+from scbench.kernels.row_tiles import TILE, accumulator, column_sums, row_block, rows_of_tile, triton_accumulator
 from scbench.kernels.segments import tile_elements
 
 CHUNK = 256  # sorted tokens a program adds up: 8·D bytes a bucket and chunk against CHUNK·D·e read
@@ -214,10 +214,6 @@ if HAS_TRITON:
             tl.store(grad_bias2 + column, total.to(grad_bias2.dtype.element_ty), mask=column < D)
 
 
-def _accumulator(x: Tensor):
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
-
-
 def launch_forward(genes, values, table, weight1, bias1, weight2, bias2, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(states [T, D], buckets int32 [T] if `save`, intervals' first and last bucket int32 [D]).
 
@@ -229,7 +225,7 @@ def launch_forward(genes, values, table, weight1, bias1, weight2, bias2, save: b
     pieces = torch.empty(width + 1, 2, width, dtype=dtype, device=device)
     out = torch.empty(n_tokens, width, dtype=table.dtype, device=device)
     buckets = torch.empty(n_tokens if save else 0, dtype=torch.int32, device=device)
-    acc, rows = _accumulator(table), rows_of_tile(width, TILE // 2)
+    acc, rows = triton_accumulator(table.dtype), rows_of_tile(width, TILE // 2)
     units = rows_of_tile(width, TILE // 4)  # of comparisons
     _intervals_kernel[(triton.cdiv(width, units),)](
         weight1, bias1, breakpoints, first, last, width, UNITS=units, D_BLOCK=row_block(width), ACC=acc, num_warps=4
@@ -252,7 +248,7 @@ def launch_backward(
     Columns a launch: as many as leave ∂out's part in the cache, at least COLUMNS; the segments' tile is `tile_elements`.
     """
     (n_genes, width), n_tokens, device, dtype = table_shape, len(genes), grad.device, accumulator(grad.dtype)
-    acc, n_chunks = _accumulator(grad), triton.cdiv(n_tokens, CHUNK)
+    acc, n_chunks = triton_accumulator(grad.dtype), triton.cdiv(n_tokens, CHUNK)
     grad_table = torch.empty(n_genes, width, dtype=grad.dtype, device=device)
     buckets, bucket_order = torch.sort(buckets, stable=True)
     n_partials = n_chunks + 2 * width

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scbench.kernels import backend
 from scbench.kernels.checks import FLOATS, VALUES, check
-from scbench.kernels.row_tiles import PROGRAM_ROWS, TILE, accumulator, column_sums, row_block, rows_of_tile
+from scbench.kernels.row_tiles import PROGRAM_ROWS, TILE, accumulator, column_sums, row_block, rows_of_tile, triton_accumulator
 
 if backend.HAS_TRITON:
     import triton
@@ -73,10 +73,6 @@ if backend.HAS_TRITON:
         tl.store(grad_hidden + row[:, None] * D + column[None, :], grad.to(grad_hidden.dtype.element_ty), mask=mask)
 
 
-def _accumulator(x: Tensor):
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
-
-
 def _launch_forward(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, gradients: bool) -> tuple[Tensor, ...]:
     """(loss, predictions, ∂weight and ∂bias or None). Tile: half of TILE, because a sum over rows stays in registers."""
     (n_rows, width), dtype = hidden.shape, accumulator(hidden.dtype)
@@ -90,7 +86,7 @@ def _launch_forward(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tenso
         _forward_kernel[(programs,)](
             hidden, weight, bias, targets, predictions, partials, n_rows, width, columns,
             ROWS=min(rows_of_tile(width, TILE // 2), PROGRAM_ROWS), PROGRAM_ROWS=PROGRAM_ROWS, D_BLOCK=row_block(width),
-            GRADIENTS=gradients, ACC=_accumulator(hidden), num_warps=4,
+            GRADIENTS=gradients, ACC=triton_accumulator(hidden.dtype), num_warps=4,
         )  # fmt: skip
         sums = column_sums(partials)
     if not gradients:
@@ -106,7 +102,7 @@ def _launch_backward(predictions: Tensor, targets: Tensor, weight: Tensor, grad_
     if n_rows > 0:
         _backward_kernel[(triton.cdiv(n_rows, rows),)](
             predictions, targets, weight, grad_loss, grad_hidden, n_rows, width,
-            ROWS=rows, D_BLOCK=row_block(width), ACC=_accumulator(weight), num_warps=4,
+            ROWS=rows, D_BLOCK=row_block(width), ACC=triton_accumulator(weight.dtype), num_warps=4,
         )  # fmt: skip
     return grad_hidden
 

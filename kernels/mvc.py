@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scbench.kernels import backend
 from scbench.kernels.checks import FLOATS, INDICES, VALUES, check, check_order
-from scbench.kernels.row_tiles import TILE, accumulator, row_block, rows_of_tile
+from scbench.kernels.row_tiles import TILE, accumulator, row_block, rows_of_tile, triton_accumulator
 from scbench.kernels.segments import segment_sums
 
 if backend.HAS_TRITON:
@@ -71,7 +71,7 @@ def _launch_forward(queries, query_index, cells, cell_index, targets, gradients:
         queries, query_index, cells, cell_index, targets, predictions, losses, grad_cells,
         len(targets), len(targets).bit_length(), width,
         ROWS=rows_of_tile(width, TILE // 2), D_BLOCK=row_block(width), GRADIENTS=gradients,
-        ACC=tl.float64 if dtype == torch.float64 else tl.float32, num_warps=4,
+        ACC=triton_accumulator(dtype), num_warps=4,
     )  # fmt: skip
     return losses.sum(), predictions, grad_cells
 

@@ -46,6 +46,11 @@ def accumulator(*dtypes: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
+def triton_accumulator(*dtypes: torch.dtype):
+    """The same as a Triton type, for the kernels' ACC."""
+    return tl.float64 if torch.float64 in dtypes else tl.float32
+
+
 def column_sums(partials: Tensor) -> Tensor:
     """The sum of the rows of [P, N], each program's partial one row; [N] in the same dtype (float32 or float64).
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scbench.kernels.backend import HAS_TRITON
-from scbench.kernels.row_tiles import TILE, row_block, rows_of_tile
+from scbench.kernels.row_tiles import TILE, row_block, rows_of_tile, triton_accumulator
 
 if HAS_TRITON:
     import triton
@@ -133,6 +133,6 @@ def segment_sums(
         rows, keys, order, row_index, predictions, targets, grad_loss, out,
         len(keys), n_keys, len(keys).bit_length(), width,
         KEYS=keys_of_tile, D_BLOCK=row_block(width), ERRORS=row_index is not None,
-        ACC=tl.float64 if torch.float64 in (rows.dtype, dtype) else tl.float32, num_warps=4,
+        ACC=triton_accumulator(rows.dtype, dtype), num_warps=4,
     )  # fmt: skip
     return out

@@ -26,6 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from scbench.kernels.row_tiles import triton_accumulator
+
 WIDEST_BLOCK = 128
 STATES_IN_REGISTERS = 64  # of a lane in the backward: with 128 it would spill
 LONGEST_CHUNK = 16
@@ -171,7 +173,7 @@ def _tile(channels: int, states: int, dtype: torch.dtype) -> dict[str, object]:
         "STATES": states,
         "PADDED": padded,
         "BLOCK": block,
-        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
+        "ACC": triton_accumulator(dtype),
         "num_warps": max(1, block // _lanes()),
     }
 
