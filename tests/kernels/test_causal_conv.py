@@ -2,30 +2,10 @@
 
 import pytest
 import torch
+from packed import F64, convolution_inputs, offsets_of, output_and_gradients
 from torch.nn import functional as F
 
 from scbench.kernels.causal_conv import causal_conv, causal_conv_oracle
-
-F64 = torch.float64
-
-
-def offsets_of(lengths):
-    return torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
-
-
-def convolution_inputs(lengths, channels=5, taps=4, dtype=F64):
-    """x, weight, bias."""
-    generator = torch.Generator().manual_seed(sum(lengths) + channels)
-    shapes = [(sum(lengths), channels), (channels, taps), (channels,)]
-    return [torch.randn(*shape, dtype=F64, generator=generator).to(dtype) for shape in shapes]
-
-
-def output_and_gradients(function, inputs, offsets, dtype=None):
-    leaves = [x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs]
-    output = function(*leaves, offsets)
-    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(7)).bfloat16()  # exact in every precision
-    output.backward(upstream.to(output.dtype))
-    return [output.detach(), *(leaf.grad for leaf in leaves)]
 
 
 def conv1d(x, weight, bias, offsets):

@@ -2,35 +2,9 @@
 
 import pytest
 import torch
+from packed import F64, offsets_of, output_and_gradients, scan_inputs
 
 from scbench.kernels.selective_scan import selective_scan, selective_scan_oracle
-
-F64 = torch.float64
-
-
-def offsets_of(lengths):
-    return torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
-
-
-def scan_inputs(lengths, channels=5, states=3, dtype=F64):
-    """x, step, decay, input_matrix, output_matrix, skip."""
-    generator = torch.Generator().manual_seed(sum(lengths) + channels)
-
-    def draw(*shape):
-        return torch.randn(*shape, dtype=F64, generator=generator)
-
-    tokens = sum(lengths)
-    inputs = [draw(tokens, channels), draw(tokens, channels).exp() / 4, -draw(channels, states).exp(),
-              draw(tokens, states), draw(tokens, states), draw(channels)]
-    return [x.to(dtype) for x in inputs]
-
-
-def output_and_gradients(function, inputs, offsets, dtype=None):
-    leaves = [x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs]
-    output = function(*leaves, offsets)
-    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(7)).bfloat16()  # exact in every precision
-    output.backward(upstream.to(output.dtype))
-    return [output.detach(), *(leaf.grad for leaf in leaves)]
 
 
 @pytest.mark.parametrize("lengths", [[1], [5], [1, 1, 1], [4, 1, 9, 2], [8, 16], [17, 7, 8, 24, 1], [3, 0, 40]])

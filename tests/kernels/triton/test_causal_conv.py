@@ -2,30 +2,10 @@
 
 import pytest
 import torch
+from packed import F64, convolution_inputs, offsets_of, results
 
 from scbench.kernels import causal_conv as module
 from scbench.kernels.causal_conv import causal_conv, causal_conv_oracle
-
-F64 = torch.float64
-
-
-def offsets_of(lengths):
-    return torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
-
-
-def convolution_inputs(lengths, channels=6, taps=4, dtype=F64):
-    """x, weight, bias."""
-    generator = torch.Generator().manual_seed(sum(lengths) + channels)
-    shapes = [(sum(lengths), channels), (channels, taps), (channels,)]
-    return [torch.randn(*shape, dtype=F64, generator=generator).to(dtype) for shape in shapes]
-
-
-def results(function, inputs, lengths, dtype=None):
-    leaves = [x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs]
-    output = function(*leaves, offsets_of(lengths))
-    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(7)).half()  # exact in every precision
-    output.backward(upstream.to(output.dtype))
-    return [output.detach(), *(leaf.grad for leaf in leaves)]
 
 
 @pytest.mark.parametrize(("lengths", "channels", "taps"), [

@@ -2,35 +2,9 @@
 
 import pytest
 import torch
+from packed import F64, offsets_of, results, scan_inputs
 
 from scbench.kernels.selective_scan import selective_scan, selective_scan_oracle
-
-F64 = torch.float64
-
-
-def offsets_of(lengths):
-    return torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
-
-
-def scan_inputs(lengths, channels=6, states=4, dtype=F64):
-    """x, step, decay, input_matrix, output_matrix, skip."""
-    generator = torch.Generator().manual_seed(sum(lengths) + channels)
-
-    def draw(*shape):
-        return torch.randn(*shape, dtype=F64, generator=generator)
-
-    tokens = sum(lengths)
-    inputs = [draw(tokens, channels), draw(tokens, channels).exp() / 4, -draw(channels, states).exp(),
-              draw(tokens, states), draw(tokens, states), draw(channels)]
-    return [x.to(dtype) for x in inputs]
-
-
-def results(function, inputs, lengths, dtype=None):
-    leaves = [x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs]
-    output = function(*leaves, offsets_of(lengths))
-    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(7)).half()  # exact in every precision
-    output.backward(upstream.to(output.dtype))
-    return [output.detach(), *(leaf.grad for leaf in leaves)]
 
 
 @pytest.mark.parametrize(("lengths", "channels", "states"), [
