@@ -48,7 +48,7 @@ setup(
     ],
     extras_require={
         "demo": ["scanpy>=1.11,<2"],
-        "census": ["cellxgene-census>=1.17,<2"],  # the client; nothing here uses it yet
+        "census": ["cellxgene-census>=1.17,<2"],  # for census: inputs of prepare
         "cuda": ["flash-attn>=2.8.3,<2.9"],  # builds against an installed torch; nothing here uses it yet
         "test": ["pytest>=8", "hypothesis>=6", "scanpy>=1.11,<2", "ruff==0.17.6"],
     },

@@ -11,3 +11,7 @@ class UserError(Exception):
 
 class DivergedError(UserError):
     """A loss that is not finite: the run cannot go on as it is."""
+
+
+class RetryError(UserError):
+    """Something broke that may work next time: what was finished is kept, and the same command goes on with it."""

@@ -2,19 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
 from scbench.config.common import Common, Output
 from scbench.errors import UserError
 
+Preset = Literal["heart", "blood", "brain", "lung", "kidney", "intestine", "pancreas", "others", "pan-cancer"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig(Common):
-    """Turn h5ad files into a shard store: raw counts, mapped onto one vocabulary, deduplicated, split and shuffled."""
+    """Turn h5ad files or a census into a shard store: raw counts on one vocabulary, deduplicated, split and shuffled."""
 
-    inputs: Positional[tuple[Path, ...]]
-    """h5ad files with raw counts, or the reference's parquet files or directories of them."""
+    inputs: Positional[tuple[str, ...]]
+    """h5ad files with raw counts, the reference's parquet files or directories of them, or the CELLxGENE Census: census: (the
+    release of 2025-01-30), census:VERSION or census:URI."""
     output: Output
     """The store to make (a directory that does not exist yet)."""
     vocabulary: Path | None = None
@@ -28,9 +32,17 @@ class PrepareConfig(Common):
     split: str = ".9,.05,.05"
     """Shares of cells for training, validation and test."""
     split_by: tuple[str, ...] = ()
-    """Columns of obs: whole groups (donors, datasets) go to one split."""
+    """Columns of obs: whole groups (donors, datasets) go to one split. Of a census: collection_id by default; donor, too."""
     keep_obs: tuple[str, ...] = ()
-    """Columns of obs to keep in the store."""
+    """Columns of obs to keep in the store. Of a census by default: cell type, tissue, assay, disease, donor and origin."""
+    filter: str | None = None
+    """Of a census: which cells, as a SOMA value filter on obs, like "cell_type == 'B cell' and sex == 'female'"."""
+    preset: tuple[Preset, ...] = ()
+    """Of a census: the reference's queries, which share no cell; together with --filter, both must hold."""
+    include_duplicate_cells: bool = False
+    """Of a census: also take cells that are copies of cells of other datasets; a copy can be in another split."""
+    include_read_counts: bool = False
+    """Of a census: also take cells of assays that are not known to count molecules (UMIs); some count reads."""
     min_genes: int = 1
     """Drop cells with fewer expressed genes (in the vocabulary)."""
     workers: int | None = None

@@ -74,7 +74,7 @@ class ParquetObs(Obs):
 
     def read(self, column: str, start: int, stop: int) -> pa.Array:
         """The values of cells `start` … `stop`−1 as int64, float64 or string; null where there is none."""
-        pieces = [_column(pa.chunked_array([], self._file.schema_arrow.field(column).type))]
+        pieces = [plain_column(pa.chunked_array([], self._file.schema_arrow.field(column).type))]
         first = int(np.searchsorted(self.starts, start, side="right")) - 1
         for group in range(first, int(np.searchsorted(self.starts, stop))):
             first_row, end = (int(row) for row in self.starts[group : group + 2])
@@ -84,7 +84,7 @@ class ParquetObs(Obs):
 
     def _group(self, column: str, group: int) -> pa.Array:
         if self._held.get(column, (None,))[0] != group:
-            self._held[column] = group, _column(self._file.read_row_group(group, columns=[column])[column])
+            self._held[column] = group, plain_column(self._file.read_row_group(group, columns=[column])[column])
         return self._held[column][1]
 
 
@@ -94,8 +94,8 @@ def _index_column(schema: pa.Schema) -> str | None:
     return index[0] if len(index) == 1 and index[0] in schema.names else None
 
 
-def _column(values: pa.ChunkedArray) -> pa.Array:
-    """A column of a parquet file: categories by name, NaN as null."""
+def plain_column(values: pa.ChunkedArray) -> pa.Array:
+    """A column of a parquet file or of a census as int64, float64 or string: categories by name, NaN as null."""
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     array = values.combine_chunks()
@@ -131,6 +131,8 @@ def _plain(values: pa.Array) -> pa.Array:
         return values.cast(pa.float64())
     if pa.types.is_string(values.type):
         return values
+    if pa.types.is_large_string(values.type):
+        return values.cast(pa.string())
     return pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string())
 
 

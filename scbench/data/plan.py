@@ -1,10 +1,11 @@
 """What prepare is going to do: the inputs looked at, the vocabulary, the genes of each input, and the plan's fingerprint."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from scbench import __version__
@@ -12,7 +13,9 @@ from scbench.config import PrepareConfig
 from scbench.data.gene_identity import GeneMap, check_organisms, gene_keys, map_genes, own_genes
 from scbench.data.obs import ObsColumn, list_groups, obs_columns
 from scbench.data.shard_format import FORMAT_VERSION
-from scbench.data.sources.inputs import SourceOptions, is_parquet, list_files, open_obs, open_source
+from scbench.data.sources.census_client import census_name
+from scbench.data.sources.census_selection import CensusSelection, select_cells
+from scbench.data.sources.inputs import SourceOptions, is_parquet, open_obs, open_source, split_inputs
 from scbench.data.splits import check_group_count
 from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
@@ -20,6 +23,8 @@ from scbench.files import sha256
 
 SHARD_CELLS = 65_536  # cells of a bucket, on average: a shard of each split
 STORE_COLUMNS = ("source", "original_id", "content_hash", "n_genes", "total")  # of cells.parquet
+CENSUS_SPLIT = ("collection_id",)  # --split-by of a census by default: papers share nothing smaller
+CENSUS_OBS = ("cell_type", "tissue_general", "assay", "disease", "donor_id", "dataset_id", "collection_id")  # --keep-obs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +32,12 @@ class Source:
     """One input."""
 
     name: str  # as the store calls it
-    sha256: str
+    sha256: str  # of the file; of a census, of its selection
     cells: int
     options: SourceOptions
     gene_map: GeneMap
     recovered_counts: dict | None
+    provenance: dict = field(default_factory=dict)  # more for the manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,32 +80,63 @@ class Plan:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def make_plan(config: PrepareConfig, workers: int) -> Plan:
-    """Look at every input; `workers` threads hash the files.
+def make_plan(config: PrepareConfig, workers: int, work: Path) -> Plan:
+    """Look at every input; `workers` threads hash the files. The chosen cells of a census are listed in the directory `work`.
 
     Raises
     ------
     UserError
-        If an input, the vocabulary, or a column doesn't serve.
+        If an input, the vocabulary, or a column doesn't serve; then nothing is left in `work`.
     """
-    paths = list_files(config.inputs)
-    names = _source_names(paths)
-    _check_options(config, paths)
+    files, location = split_inputs(config.inputs)
+    _check_options(config, files, location)
+    if location is None:
+        return _make_plan(config, workers, files, None, None)
+    selection = select_cells(
+        location, work, filter=config.filter, presets=config.preset, primary_only=not config.include_duplicate_cells,
+        umi_only=not config.include_read_counts,
+    )
+    try:
+        return _make_plan(config, workers, files, location, selection)
+    except BaseException:
+        if selection.created:
+            selection.file.unlink()
+            with contextlib.suppress(OSError):  # parts of an earlier run are there
+                work.rmdir()
+        raise
+
+
+def _make_plan(
+    config: PrepareConfig, workers: int, files: Sequence[Path], location: str | None, selection: CensusSelection | None
+) -> Plan:
     vocabulary = None if config.vocabulary is None else Vocabulary.load(config.vocabulary)
-    facts = []
-    for path in paths:
-        options = SourceOptions(
+    names = _source_names(files) if files else []
+    asked = [
+        SourceOptions(
             path=path, layer=config.layer, genes_column=config.genes_column, recover_counts=config.recover_counts,
             vocabulary=vocabulary if is_parquet(path) else None,
         )
+        for path in files
+    ]
+    if selection is not None:
+        names.append(census_name(location))
+        asked.append(SourceOptions(
+            path=selection.file, layer=None, genes_column=None, recover_counts=False, vocabulary=None, census=location,
+        ))
+    facts = []
+    for options in asked:
         with open_source(options) as source:
             facts.append((source.n_cells, replace(options, layer=source.layer), source.identity, source.recovered))
     identities = {name: identity for name, (_, _, identity, _) in zip(names, facts, strict=True)}
     check_organisms({name: identity.organism for name, identity in identities.items()})
-    columns = _obs_columns(config, names, paths, [cells for cells, *_ in facts])
+    if selection is not None:
+        config = _census_defaults(config, names, asked)
+    columns = _obs_columns(config, names, asked, [cells for cells, *_ in facts])
     with ThreadPoolExecutor(workers) as pool:
-        digests = list(pool.map(sha256, paths))
-    _refuse_copies(paths, digests)
+        digests = list(pool.map(sha256, files))
+    _refuse_copies(files, digests)
+    if selection is not None:
+        digests.append(selection.sha256)
     if vocabulary is None:
         used = Vocabulary.build({key for identity in identities.values() for key in gene_keys(identity)} - {""})
     else:
@@ -112,6 +149,7 @@ def make_plan(config: PrepareConfig, workers: int) -> Plan:
             options=options,
             gene_map=own_genes(used, name) if is_parquet(options.path) else map_genes(identity, used, name),
             recovered_counts=recovered,
+            provenance={} if options.census is None else {"census": selection.provenance},
         )
         for name, digest, (cells, options, identity, recovered) in zip(names, digests, facts, strict=True)
     )
@@ -121,8 +159,8 @@ def make_plan(config: PrepareConfig, workers: int) -> Plan:
     )
 
 
-def _check_options(config: PrepareConfig, paths: Sequence[Path]) -> None:
-    """Raise UserError if a parquet file has no vocabulary, or an option is about h5ad files and there is none."""
+def _check_options(config: PrepareConfig, paths: Sequence[Path], location: str | None) -> None:
+    """Raise UserError if a parquet file has no vocabulary, or an option is about inputs of a kind that is not there."""
     parquet = [path for path in paths if is_parquet(path)]
     if parquet and config.vocabulary is None:
         raise UserError(
@@ -132,7 +170,13 @@ def _check_options(config: PrepareConfig, paths: Sequence[Path]) -> None:
     about_h5ad = {"--layer": config.layer, "--genes-column": config.genes_column, "--recover-counts": config.recover_counts}
     given = [option for option, value in about_h5ad.items() if value]
     if given and len(parquet) == len(paths):
-        raise UserError(f"{given[0]} is about h5ad files, and all inputs are parquet files: leave it out.")
+        others = "parquet files" if parquet and location is None else "others"
+        raise UserError(f"{given[0]} is about h5ad files, and all inputs are {others}: leave it out.")
+    about_census = {"--filter": config.filter, "--preset": config.preset, "--include-read-counts": config.include_read_counts,
+                    "--include-duplicate-cells": config.include_duplicate_cells}
+    given = [option for option, value in about_census.items() if value]
+    if given and location is None:
+        raise UserError(f"{given[0]} is about a census, and no input is one: give census: or leave it out.")
 
 
 def _source_names(paths: Sequence[Path]) -> list[str]:
@@ -152,8 +196,25 @@ def _refuse_copies(paths: Sequence[Path], digests: Sequence[str]) -> None:
             raise UserError(f"the inputs {paths[digests.index(digest)]} and {paths[i]} are the same file: leave one out.")
 
 
+def _census_defaults(config: PrepareConfig, names: Sequence[str], inputs: Sequence[SourceOptions]) -> PrepareConfig:
+    """The config with the columns that a census is split by, and keeps, by default; UserError if another input lacks those."""
+    columns = []
+    for options in inputs:
+        with contextlib.closing(open_obs(options)) as obs:
+            columns.append(set(obs.columns))
+    split_by = config.split_by
+    if not split_by and sum(share > 0 for share in config.split_shares()) > 1:
+        split_by = CENSUS_SPLIT
+        for name, there in zip(names, columns, strict=True):
+            if not there.issuperset(split_by):
+                raise UserError(f"a census is split by {split_by[0]}, which obs of {name} lacks: choose another --split-by.")
+    shared = set.intersection(*columns)
+    keep = config.keep_obs or tuple(column for column in CENSUS_OBS if column in shared)
+    return replace(config, split_by=split_by, keep_obs=keep)
+
+
 def _obs_columns(
-    config: PrepareConfig, names: Sequence[str], paths: Sequence[Path], cells: Sequence[int]
+    config: PrepareConfig, names: Sequence[str], inputs: Sequence[SourceOptions], cells: Sequence[int]
 ) -> tuple[ObsColumn, ...]:
     """The columns to keep, --split-by's among them."""
     taken = [column for column in (*config.keep_obs, *config.split_by) if column in STORE_COLUMNS]
@@ -161,7 +222,7 @@ def _obs_columns(
         raise UserError(f"the store has a column {taken[0]!r} of its own: rename the column of obs to keep it.")
     if not config.keep_obs and not config.split_by:
         return ()
-    sources = [(name, open_obs(path)) for name, path in zip(names, paths, strict=True)]
+    sources = [(name, open_obs(options)) for name, options in zip(names, inputs, strict=True)]
     try:
         kept = obs_columns(sources, tuple(dict.fromkeys(config.keep_obs)), "--keep-obs")
         by = obs_columns(sources, tuple(dict.fromkeys(config.split_by)), "--split-by")

@@ -28,8 +28,8 @@ from scbench.data.scatter import ScatterTask, close_sources, scatter
 from scbench.data.shard_format import BLOCK_CELLS, FORMAT_VERSION, SPLITS, ShardInfo, genes_dtype
 from scbench.data.splits import group_id, split_groups
 from scbench.data.store import VOCABULARY_FILE, Store
-from scbench.data.workers import WorkerKilledError, Workers
-from scbench.errors import UserError
+from scbench.data.workers import Workers
+from scbench.errors import RetryError, UserError
 from scbench.files import refuse_existing, sha256, sync, write_text
 
 TASK_CELLS = 16_384  # cells of an input that a worker reads in one part
@@ -44,7 +44,8 @@ def prepare(inputs: Sequence[Path | str] | Path | str, output: Path | str, **opt
     ----------
     inputs
         h5ad files with raw counts; parquet files with the lists ``genes`` (token ids of ``vocabulary``, which they need) and
-        ``expressions`` (log1p of raw counts); directories of such parquet files.
+        ``expressions`` (log1p of raw counts); directories of such parquet files; ``census:``, ``census:VERSION`` or
+        ``census:URI``, the CELLxGENE Census (with ``filter``, ``preset``).
     output
         The store to make; must not exist.
     options
@@ -56,14 +57,14 @@ def prepare(inputs: Sequence[Path | str] | Path | str, output: Path | str, **opt
         If an input, an option or the disk doesn't serve; nothing is published then.
     """
     paths = (inputs,) if isinstance(inputs, (str, Path)) else inputs
-    for name in ("split_by", "keep_obs"):
+    for name in ("split_by", "keep_obs", "preset"):
         value = options.get(name, ())
         options[name] = (value,) if isinstance(value, str) else tuple(value)
     if not isinstance(options.get("split", ""), str):
         options["split"] = ",".join(map(str, options["split"]))
     if options.get("vocabulary") is not None:
         options["vocabulary"] = Path(options["vocabulary"])
-    config = PrepareConfig(inputs=tuple(Path(path) for path in paths), output=Path(output), **options)
+    config = PrepareConfig(inputs=tuple(map(str, paths)), output=Path(output), **options)
     return prepare_store(config)
 
 
@@ -72,7 +73,7 @@ def prepare_store(config: PrepareConfig) -> Store:
     shares = config.split_shares()
     workers = os.cpu_count() if config.workers is None else config.workers
     if not config.inputs:
-        raise UserError("there is no input: name one h5ad or parquet file or more.")
+        raise UserError("there is no input: name one h5ad or parquet file or more, or census:.")
     if workers < 1:
         raise UserError(f"--workers is {workers}: it must be at least 1.")
     if config.min_genes < 0:
@@ -80,13 +81,13 @@ def prepare_store(config: PrepareConfig) -> Store:
     refuse_existing(config.output)
     output = config.output.absolute()
     work = output.with_name(f".prepare-{output.name}")
-    plan = make_plan(config, workers)
+    plan = make_plan(config, workers, work)
     with _disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
         with _locked(work):
             try:
                 _prepare(plan, shares, workers, work, output)
-            except WorkerKilledError:
+            except RetryError:
                 raise
             except UserError:
                 shutil.rmtree(work)  # the same plan would fail again, and nobody looks for hidden gigabytes
@@ -175,6 +176,7 @@ def _source_facts(plan: Plan, tasks: Sequence[ScatterTask], scattered: Sequence[
             "inexact_counts": sum(result["inexact_counts"] for result in mine),
             "cells": source.cells,
             "dropped": {"below_min_genes": sum(result["below_min_genes"] for result in mine)},
+            **source.provenance,
         })
     if sum(fact["cells"] - fact["dropped"]["below_min_genes"] for fact in facts) == 0:
         least = plan.config.min_genes

@@ -18,6 +18,7 @@ from scbench.data.obs import Obs, ObsColumn, obs_table
 from scbench.data.parts import finished_part
 from scbench.data.shard_format import counts_dtype
 from scbench.data.sources.anndata import AnnDataSource
+from scbench.data.sources.census import CensusSource
 from scbench.data.sources.inputs import SourceOptions, open_obs, open_source
 from scbench.data.sources.parquet import ParquetSource
 from scbench.data.splits import group_id
@@ -73,14 +74,14 @@ def token_positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _open_source(options: SourceOptions) -> AnnDataSource | ParquetSource:
+def _open_source(options: SourceOptions) -> AnnDataSource | ParquetSource | CensusSource:
     """The input, kept open in this process for its next task."""
     return open_source(options)
 
 
 @lru_cache(maxsize=1)
-def _open_obs(path: Path) -> Obs:
-    return open_obs(path)
+def _open_obs(options: SourceOptions) -> Obs:
+    return open_obs(options)
 
 
 def close_sources() -> None:
@@ -96,7 +97,7 @@ def scatter(task: ScatterTask) -> dict:
 
 def _scatter(task: ScatterTask, directory: Path) -> dict:
     source = _open_source(task.source)
-    writer = _RunWriter(task, _open_obs(task.source.path), directory)
+    writer = _RunWriter(task, _open_obs(task.source), directory)
     dropped = total = matched = inexact = 0
     start, rows = task.start, FIRST_ROWS
     while start < task.stop:

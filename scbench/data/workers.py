@@ -11,13 +11,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from scbench.errors import UserError
+from scbench.errors import RetryError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-class WorkerKilledError(UserError):
+class WorkerKilledError(RetryError):
     """A worker process died; what was finished can be used again."""
 
 

@@ -1,4 +1,4 @@
-"""Which files the inputs of prepare are, and what reads each: an h5ad file, or one of the reference's parquet files."""
+"""What the inputs of prepare are, and what reads each: an h5ad file, one of the reference's parquet files, or a census."""
 
 import re
 from collections.abc import Sequence
@@ -7,20 +7,39 @@ from pathlib import Path
 
 from scbench.data.obs import Obs, ParquetObs
 from scbench.data.sources.anndata import AnnDataSource
+from scbench.data.sources.census import CensusObs, CensusSource
+from scbench.data.sources.census_client import VERSION
+from scbench.data.sources.census_query import DEFAULT_VERSION
 from scbench.data.sources.parquet import ParquetSource
 from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
+
+CENSUS = "census:"  # how such an input starts
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """What it takes to open an input the same way in every process."""
 
-    path: Path
+    path: Path  # of the file; for a census, of the file that lists the chosen cells
     layer: str | None
     genes_column: str | None
     recover_counts: bool
-    vocabulary: Vocabulary | None  # that the ids of a parquet file are of; None for h5ad
+    vocabulary: Vocabulary | None  # that the ids of a parquet file are of; None for others
+    census: str | None = None  # version or URI of the census that the cells are of
+
+
+def split_inputs(inputs: Sequence[str | Path]) -> tuple[tuple[Path, ...], str | None]:
+    """The files among the inputs (`list_files`), and the version or URI of the census, if one is among them."""
+    locations = [str(given).removeprefix(CENSUS) for given in inputs if str(given).startswith(CENSUS)]
+    files = list_files([Path(given) for given in inputs if not str(given).startswith(CENSUS)])
+    if len(locations) > 1:
+        raise UserError("two inputs are a census, and versions of it share most cells: leave one out.")
+    if not locations:
+        return files, None
+    location = locations[0] or DEFAULT_VERSION
+    local = not VERSION.fullmatch(location) and "://" not in location
+    return files, str(Path(location).absolute()) if local else location
 
 
 def list_files(inputs: Sequence[Path]) -> tuple[Path, ...]:
@@ -45,8 +64,10 @@ def is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
-def open_source(options: SourceOptions) -> AnnDataSource | ParquetSource:
+def open_source(options: SourceOptions) -> AnnDataSource | ParquetSource | CensusSource:
     """The cells of an input."""
+    if options.census is not None:
+        return CensusSource(options.census, options.path)
     if is_parquet(options.path):
         return ParquetSource(options.path, options.vocabulary)
     return AnnDataSource(
@@ -54,6 +75,8 @@ def open_source(options: SourceOptions) -> AnnDataSource | ParquetSource:
     )
 
 
-def open_obs(path: Path) -> Obs:
+def open_obs(options: SourceOptions) -> Obs:
     """The obs of an input."""
-    return ParquetObs(path) if is_parquet(path) else Obs(path)
+    if options.census is not None:
+        return CensusObs(options.census, options.path)
+    return ParquetObs(options.path) if is_parquet(options.path) else Obs(options.path)

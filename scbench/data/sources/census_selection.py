@@ -1,0 +1,184 @@
+"""The cells of a census that a filter chooses: their soma_joinids in a file, and what the manifest says of them."""
+
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scbench.data.sources.census_client import (
+    ORGANISM,
+    VERSION,
+    build,
+    census_name,
+    datasets,
+    experiment,
+    open_census,
+    reading,
+)
+from scbench.data.sources.census_query import CANCERS, PAN_CANCER, UMI_ASSAYS, value_filter
+from scbench.errors import UserError
+from scbench.files import published_file
+
+if TYPE_CHECKING:
+    import tiledbsoma
+
+DATASET_FACTS = ("dataset_version_id", "dataset_title", "collection_doi", "citation", "license", "licence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CensusSelection:
+    """Cells of a census."""
+
+    file: Path  # their soma_joinids, int64, ascending
+    created: bool  # the file was not there before
+    provenance: dict  # JSON-able, without paths of the machine
+
+    @property
+    def sha256(self) -> str:
+        """What stands for the SHA-256 of a file: of the census's own facts, the filter and the soma_joinids."""
+        return hashlib.sha256(json.dumps(self.provenance).encode()).hexdigest()
+
+
+def select_cells(
+    location: str,
+    folder: Path,
+    *,
+    filter: str | None,
+    presets: Sequence[str],
+    primary_only: bool,
+    umi_only: bool,
+) -> CensusSelection:
+    """Ask a census for cells, in one pass over its obs that holds a few megabytes, and list them in a file of `folder`.
+
+    Parameters
+    ----------
+    location
+        A version (a date) or a URI.
+    filter, presets
+        As `value_filter` takes them.
+    primary_only
+        Leave out the copies of cells that the census has from another dataset.
+    umi_only
+        Leave out the cells whose assay is not in UMI_ASSAYS.
+
+    Raises
+    ------
+    UserError
+        If the census cannot be opened, the filter is none, or nothing matches.
+    """
+    query = value_filter(filter, presets, primary_only=primary_only)
+    census = open_census(location)
+    obs = experiment(census).obs
+    absent = [] if PAN_CANCER not in presets else _absent_cancers(obs, location)
+    if umi_only and "assay" not in obs.schema.names:
+        raise UserError(
+            f"{census_name(location)} has no column assay in obs, so counts of molecules cannot be told from counts of reads: "
+            "take all with --include-read-counts."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    unnamed = folder / f"soma_joinids-{os.getpid()}"
+    digest = hashlib.sha256()
+    cells: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    last = -1
+    with published_file(unnamed) as temporary, open(temporary, "wb") as file, reading(location, query):
+        columns = ["soma_joinid", "dataset_id", *(["assay"] if umi_only else [])]
+        for table in obs.read(column_names=columns, value_filter=query or None, result_order="row-major"):
+            if umi_only:
+                kept = pc.is_in(as_strings(table["assay"]), pa.array(sorted(UMI_ASSAYS)))
+                left_out.update(_tally(table.filter(pc.invert(kept))["assay"]))
+                table = table.filter(kept)
+            joinids = table["soma_joinid"].to_numpy().astype("<i8")
+            if len(joinids) == 0:
+                continue
+            if joinids[0] <= last or (np.diff(joinids) <= 0).any():
+                raise UserError(f"the census {location} is broken: its soma_joinids do not ascend.")
+            last = int(joinids[-1])
+            cells.update(_tally(table["dataset_id"]))
+            file.write(joinids)
+            digest.update(joinids)
+    if not cells:
+        unnamed.unlink()
+        raise UserError(_nothing(location, query, left_out))
+    named = folder / f"soma_joinids-{digest.hexdigest()[:16]}"  # by content: another prepare may be reading its own there
+    created = not named.exists()
+    os.replace(unnamed, named)
+    public = VERSION.fullmatch(location) or "://" in location.removeprefix("file:")
+    provenance = {
+        "location": location if public else census_name(location),
+        **build(census),
+        "organism": ORGANISM,
+        "value_filter": query,
+        "assays_left_out": dict(sorted(left_out.items())),
+        "cells": sum(cells.values()),
+        "soma_joinids_sha256": digest.hexdigest(),
+        "cancers_without_cells": absent,
+        "datasets": _dataset_facts(census, location, cells),
+    }
+    return CensusSelection(file=named, created=created, provenance=provenance)
+
+
+def as_strings(column: pa.ChunkedArray) -> pa.Array:
+    """A column of obs, a dictionary or not, as strings."""
+    return column.cast(pa.string()).combine_chunks()
+
+
+def _tally(column: pa.ChunkedArray) -> dict[str, int]:
+    return {str(item["values"]): item["counts"] for item in pc.value_counts(as_strings(column)).to_pylist()}
+
+
+def _absent_cancers(obs: "tiledbsoma.DataFrame", location: str) -> list[str]:
+    """The labels of the pan-cancer query that no cell of this census has; they are printed."""
+    found: set[str] = set()
+    query = f"disease in {list(CANCERS)}"
+    with reading(location, query):
+        for table in obs.read(column_names=["disease"], value_filter=query):
+            found.update(_tally(table["disease"]))
+    absent = [label for label in CANCERS if label not in found]
+    if absent:
+        print(f"scbench: no cell of {census_name(location)} has the disease {', '.join(absent)} (of --preset pan-cancer).",
+              file=sys.stderr)
+    return absent
+
+
+def _nothing(location: str, query: str, left_out: Counter[str]) -> str:
+    if left_out:
+        return (f"all {sum(left_out.values()):,} cells of {census_name(location)} that match {query} come from assays that "
+                f"are not known to count molecules ({', '.join(sorted(left_out))}): take them with --include-read-counts, or "
+                "widen --filter.")
+    return f"no cell of {census_name(location)} matches {query or 'an empty filter'}: widen --filter or --preset."
+
+
+def _dataset_facts(census: "tiledbsoma.Collection", location: str, cells: Counter[str]) -> list[dict]:
+    """What the manifest says of each dataset with a chosen cell."""
+    with reading(location):
+        frame = datasets(census)
+        measured = _genes_measured(census, frame["soma_joinid"].to_numpy())
+    facts = []
+    for row in frame.assign(genes_measured=measured).sort_values("dataset_id").to_dict("records"):
+        if row["dataset_id"] in cells:
+            said = {name: str(row[name]) for name in ("collection_id", *DATASET_FACTS) if row.get(name)}
+            facts.append({"dataset_id": row["dataset_id"], **said, "cells": cells[row["dataset_id"]],
+                          "genes_measured": row["genes_measured"]})
+    return facts
+
+
+def _genes_measured(census: "tiledbsoma.Collection", rows: np.ndarray) -> list[int | None]:
+    """How many genes each dataset (a row of the presence matrix) measured; None where the census doesn't say."""
+    rna = experiment(census).ms["RNA"]
+    if "feature_dataset_presence_matrix" not in rna:
+        return [None] * len(rows)
+    sums = np.zeros(int(rows.max()) + 1, dtype=np.int64)
+    for table in rna["feature_dataset_presence_matrix"].read().tables():
+        of = table["soma_dim_0"].to_numpy()[table["soma_data"].to_numpy().astype(bool)]
+        sums += np.bincount(of[of < len(sums)], minlength=len(sums))
+    return sums[rows].tolist()
