@@ -15,6 +15,7 @@ _PUBLIC = {
     "pretrain": "scbench.training.pretrain",
     "ExpressionModel": "scbench.models.model",
     "embed": "scbench.evaluation.embed",
+    "find_seen_cells": "scbench.evaluation.leakage",
     "UserError": "scbench.errors",
 }
 

@@ -57,6 +57,8 @@ class ClassificationConfig(Common):
     """Repetitions of the whole cross-validation."""
     folds: int = 5
     """Folds of the cross-validation."""
+    max_overlap: float = 0.01
+    """Refuse if the model was trained on a larger share of the labelled cells; 1: never. Those cells are left out."""
     allow_overlap: bool = False
     """Keep cells that the model was trained on; every row of the table is then marked "transductive"."""
 
@@ -64,6 +66,8 @@ class ClassificationConfig(Common):
         for name, value, least in [("--seeds", self.seeds, 1), ("--folds", self.folds, 2)]:
             if value < least:
                 raise UserError(f"{name} is {value}: it must be at least {least}.")
+        if not 0 <= self.max_overlap <= 1:
+            raise UserError(f"--max-overlap is {self.max_overlap}: it must be between 0 and 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from scbench.data.fingerprint_genes import GeneList
+from scbench.data.fingerprints import FINGERPRINTS_FILE, RECORD, barcode_hashes, records
 from scbench.data.parts import finished_part
 from scbench.data.scatter import CELL, shuffle_words, token_positions
 from scbench.data.shard_format import SPLITS, ShardInfo
@@ -38,6 +40,7 @@ class GatherTask:
     shares: tuple[float, float, float]
     split_of_group: dict[int, int] | None  # group_id -> index into SPLITS; None: split by cell
     vocabulary_size: int
+    fingerprint_genes: GeneList
 
 
 def gather(task: GatherTask) -> dict:
@@ -49,6 +52,7 @@ def _gather(task: GatherTask, directory: Path) -> dict:
     bucket = _Bucket(task)
     shards = []
     writers: list[ShardWriter | None] = []
+    fingerprints: list[list[np.ndarray]] = [[np.zeros(0, dtype=RECORD)] for _ in SPLITS]
     for split, name in enumerate(SPLITS):
         cells = bucket.cells[bucket.split == split]
         writers.append(None)
@@ -68,10 +72,17 @@ def _gather(task: GatherTask, directory: Path) -> dict:
                 lengths = bucket.cells["n_genes"][first:last][chosen].astype(np.int64)
                 positions = token_positions(starts[chosen], lengths)
                 writer.append(genes[positions], counts[positions], lengths)
+                fingerprints[split].append(records(genes[positions], counts[positions], lengths, task.fingerprint_genes))
     obs = bucket.obs()
     for split, writer in enumerate(writers):
         if writer is not None:
-            writer.finish(bucket.table(obs, np.flatnonzero(bucket.split == split)))
+            chosen = np.flatnonzero(bucket.split == split)
+            table = bucket.table(obs, chosen)
+            writer.finish(table)
+            made = np.concatenate(fingerprints[split])
+            made["barcode"] = barcode_hashes(table["original_id"].to_pylist())
+            made["source"] = bucket.source[chosen]
+            np.save(directory / SPLITS[split] / FINGERPRINTS_FILE, made)
     sources = len(task.sources)
     kept = bucket.split >= 0
     return {

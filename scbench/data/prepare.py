@@ -15,11 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scbench.config import PrepareConfig
 from scbench.data.counts import EXACT_COUNT
+from scbench.data.fingerprint_genes import gene_list, measured_genes
+from scbench.data.fingerprints import FORMAT_VERSION as FINGERPRINTS_FORMAT
+from scbench.data.fingerprints import MEASURED_FILE, pack_measured
 from scbench.data.gather import GatherTask, Run, gather
 from scbench.data.gene_identity import check_matched
 from scbench.data.manifest import write_manifest
@@ -203,6 +207,7 @@ def _gather_tasks(
     common = GatherTask(
         part=work, bucket=0, runs=runs, sources=tuple(source.name for source in plan.sources), seed=plan.config.seed,
         shares=shares, split_of_group=split_of_group, vocabulary_size=plan.vocabulary.size,
+        fingerprint_genes=gene_list(plan.vocabulary),
     )
     return [replace(common, part=work / "shards" / f"{bucket:05d}", bucket=bucket) for bucket in range(plan.buckets)]
 
@@ -245,7 +250,10 @@ def _publish(
         files |= {f"{name}/{file[len(prefix):]}": facts for file, facts in result["files"].items() if file.startswith(prefix)}
     vocabulary = store / VOCABULARY_FILE
     plan.vocabulary.save(vocabulary)
-    files[VOCABULARY_FILE] = {"bytes": vocabulary.stat().st_size, "sha256": sha256(vocabulary)}
+    common = gene_list(plan.vocabulary)
+    np.save(store / MEASURED_FILE, pack_measured([measured_genes(source.gene_map, common) for source in plan.sources]))
+    for file in (vocabulary, store / MEASURED_FILE):
+        files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
     write_manifest(store, {
         "format_version": FORMAT_VERSION,
         "transform": "counts",
@@ -256,6 +264,7 @@ def _publish(
         "shards": shards,
         "obs_columns": [column.name for column in plan.obs_columns],
         "options": plan.options(),
+        "fingerprints": {"format": FINGERPRINTS_FORMAT, "genes": common.fingerprint},
         "sources": sources,
         "files": dict(sorted(files.items())),
     })

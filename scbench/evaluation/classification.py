@@ -67,6 +67,7 @@ def benchmark_classification(
     genes_column: str | None = None,
     seeds: int = 3,
     folds: int = 5,
+    max_overlap: float = 0.01,
     allow_overlap: bool = False,
     seed: int = 0,
     progress: bool = False,
@@ -85,6 +86,9 @@ def benchmark_classification(
         As in `scbench.embed`.
     seeds, folds
         Repetitions of the cross-validation, and its folds.
+    max_overlap
+        Refuse if the model was trained or validated on a larger share of the labelled cells (see `scbench.find_seen_cells`). Up
+        to it, such cells are left out.
     allow_overlap
         Keep the cells that the model was trained or validated on; the rows are then marked "transductive".
     seed
@@ -98,7 +102,9 @@ def benchmark_classification(
         If the label can't be used, or too few cells remain.
     """
     with embed.opened(source, layer=layer, genes_column=genes_column) as opened:
-        cells = read_cells(model, opened, label, allow_overlap=allow_overlap, progress=progress)
+        cells = read_cells(
+            model, opened, label, max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress
+        )
         if len(cells.classes) - -(-len(cells.classes) // folds) < probes.NEIGHBOURS or folds > len(cells.classes):
             raise UserError(
                 f"{opened.name}: {len(cells.classes)} cells in {folds} folds leave fewer than {probes.NEIGHBOURS} training "
@@ -129,7 +135,7 @@ def benchmark_classification(
     differences = _differences(scores)
     details |= {
         "model": {"fingerprint": embed.fingerprint(model), "provenance": model.provenance},
-        "cells": {**cells.counted, "classes": cells.class_sizes(), "dropped_classes": cells.dropped_classes},
+        "cells": {**cells.counted, "seen": cells.seen, "classes": cells.class_sizes(), "dropped_classes": cells.dropped_classes},
         "cells_sha256": _digest(cells),
         "gene_matching": cells.matching,
         "differences": differences,
@@ -260,7 +266,7 @@ def run_classification(config: ClassificationConfig) -> dict:
     model = embed.load_model(config.model)
     table = benchmark_classification(
         model, config.input, config.label, layer=config.layer, genes_column=config.genes_column, seeds=config.seeds,
-        folds=config.folds, allow_overlap=config.allow_overlap, seed=config.seed, progress=not config.json,
+        folds=config.folds, max_overlap=config.max_overlap, allow_overlap=config.allow_overlap, seed=config.seed, progress=not config.json,
     )
     table.write(config.output)
     if not config.json:

@@ -77,7 +77,7 @@ def _demo(config: DemoConfig, cells: anndata.AnnData, label: str) -> Table:
     run_embed(EmbedConfig(model=run.model_dir, input=file, output=output / "embedded.h5ad", seed=config.seed, json=True))
     console.print(f"4 benchmark: {label} of the test split, which pretraining never saw → {output / 'benchmark'}")
     model = load_model(run.model_dir)
-    table = benchmark_classification(model, file, label, seed=config.seed, progress=not config.json)
+    table = benchmark_classification(model, file, label, max_overlap=1, seed=config.seed, progress=not config.json)
     table.write(output / "benchmark")
     console.print(f"5 plots → {output / 'plots'}\n")
     _plot(output, label)

@@ -10,7 +10,7 @@ from scbench.data.gene_identity import map_genes
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.data.store import Store
 from scbench.errors import UserError
-from scbench.evaluation import embed, labels
+from scbench.evaluation import embed, labels, leakage
 from scbench.evaluation.progress import progress_bar
 from scbench.models.model import ExpressionModel
 
@@ -29,6 +29,7 @@ class LabelledCells(NamedTuple):
     counted: dict[str, int]  # how many cells were used, and removed for which reason
     overlap: str  # UNSEEN, TRANSDUCTIVE or NOT_CHECKABLE
     matching: dict  # which genes and counts the model knows
+    seen: dict[str, int]  # labelled cells that the model was trained or validated on, by the leakage guard's stage
 
     def class_sizes(self) -> dict[str, int]:
         """Cells in each class."""
@@ -45,6 +46,8 @@ class LabelledCells(NamedTuple):
         if self.dropped_classes:
             names = ", ".join(f"{name} ({size})" for name, size in self.dropped_classes.items())
             said.append(f"Classes under {labels.SMALLEST_CLASS} cells, left out everywhere: {names}.")
+        if sum(self.seen.values()):
+            said.append(f"Known from training: {_by_stage(self.seen)}.")
         if self.overlap == TRANSDUCTIVE:
             said.append("Transductive: cells that the model may have been trained on were kept.")
         elif self.overlap == NOT_CHECKABLE:
@@ -53,38 +56,37 @@ class LabelledCells(NamedTuple):
 
 
 def read_cells(
-    model: ExpressionModel, source: AnnDataSource, label: str, *, allow_overlap: bool, progress: bool
+    model: ExpressionModel, source: AnnDataSource, label: str, *, max_overlap: float, allow_overlap: bool, progress: bool
 ) -> LabelledCells:
-    """Read the cells that a benchmark of `model` may use; UserError if too few remain."""
+    """Read the cells that a benchmark of `model` may use; UserError if too few remain, or if it has seen too many."""
     words = labels.read_labels(source.obs, label, source.name)
     labelled = np.array([word is not None for word in words], dtype=bool)
     if not labelled.any():
         raise UserError(f"column {label!r} of {source.name} holds no label at all: choose another --label.")
-    known = None if allow_overlap else model.training_cells
     gene_map = map_genes(source.identity, model.vocabulary, source.name)
     parts, hashes, kept = [], [], []
-    overlapping = 0
     with progress_bar("checking the counts", source.n_cells, progress) as advance:
         matching = embed.match_counts(source, gene_map, advance)
+    found = leakage.find_seen_cells(model, source, progress=progress)
+    seen = found.counts(labelled)
+    if not allow_overlap and sum(seen.values()) > max_overlap * labelled.sum():
+        raise UserError(_too_many(source.name, seen, int(labelled.sum()), max_overlap))
+    wanted = labelled if allow_overlap else labelled & ~found.seen
     with progress_bar("reading", source.n_cells, progress) as advance:
         for start, read in embed.chunks(source):
             cells = to_tokens(read, gene_map)
-            found = content_hash(cells.genes, cells.counts, cells.offsets)
-            keep = labelled[start : start + len(found)]
-            if known is not None:
-                seen = np.isin(found, known)
-                overlapping += int((keep & seen).sum())
-                keep = keep & ~seen
-            rows = np.flatnonzero(keep)
+            rows = np.flatnonzero(wanted[start : start + len(cells.totals)])
             parts.append((take(cells, rows), _matrix(read, len(source.identity.ids))[rows]))
-            hashes.append(found[rows])
+            hashes.append(content_hash(cells.genes, cells.counts, cells.offsets)[rows])
             kept.append(rows + start)
-            advance(len(found))
+            advance(len(cells.totals))
     tokens, counts = _join([part for part, _ in parts]), scipy.sparse.vstack([part for _, part in parts], format="csr")
-    found = {"total": source.n_cells, "unlabelled": int((~labelled).sum()), "overlapping": overlapping}
-    overlap = TRANSDUCTIVE if allow_overlap else NOT_CHECKABLE if known is None else UNSEEN
-    return _choose(tokens, counts, np.concatenate(hashes), words[np.concatenate(kept)], source.name, label, found, overlap,
-                   matching)
+    counted = {
+        "total": source.n_cells, "unlabelled": int((~labelled).sum()), "overlapping": int((labelled & ~wanted).sum())
+    }
+    overlap = TRANSDUCTIVE if allow_overlap else UNSEEN if found.checked else NOT_CHECKABLE
+    return _choose(tokens, counts, np.concatenate(hashes), words[np.concatenate(kept)], source.name, label, counted, overlap,
+                   matching, seen)
 
 
 def read_stored_cells(store: Store, split: str, label: str, most: int) -> LabelledCells:
@@ -111,12 +113,12 @@ def read_stored_cells(store: Store, split: str, label: str, most: int) -> Labell
     shape = (len(rows), store.vocabulary.size)
     matrix = scipy.sparse.csr_matrix((tokens.counts.astype(np.float32), tokens.genes, tokens.offsets), shape)
     found = {"total": part.n_cells, "unlabelled": part.n_cells - len(rows), "overlapping": 0}
-    return _choose(tokens, matrix, obs["content_hash"].to_numpy()[rows], words[rows], name, label, found, UNSEEN, {})
+    return _choose(tokens, matrix, obs["content_hash"].to_numpy()[rows], words[rows], name, label, found, UNSEEN, {}, {})
 
 
 def _choose(
     tokens: CellTokens, counts: scipy.sparse.csr_matrix, hashes: np.ndarray, words: np.ndarray, source: str, label: str,
-    found: dict[str, int], overlap: str, matching: dict,
+    found: dict[str, int], overlap: str, matching: dict, seen: dict[str, int],
 ) -> LabelledCells:
     """Each labelled cell once, in classes of some size; `words` are their labels, `found` says who is missing already."""
     once = np.sort(np.unique(hashes, return_index=True)[1])
@@ -131,6 +133,7 @@ def _choose(
     return LabelledCells(
         tokens=take(tokens, rows), counts=counts[rows], hashes=hashes[rows], classes=chosen.codes,
         class_names=chosen.names, dropped_classes=chosen.dropped, counted=counted, overlap=overlap, matching=matching,
+        seen=seen,
     )
 
 
@@ -156,6 +159,20 @@ def _join(parts: list[CellTokens]) -> CellTokens:
     genes, counts, totals = (np.concatenate([part[field] for part in parts]) for field in (0, 1, 3))
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
     return CellTokens(genes, counts, np.concatenate([[0], np.cumsum(lengths)]), totals)
+
+
+def _by_stage(seen: dict[str, int]) -> str:
+    return ", ".join(f"{cells:,} by {stage}" for stage, cells in seen.items())
+
+
+def _too_many(source: str, seen: dict[str, int], labelled: int, most: float) -> str:
+    """How many cells the model has seen, and what to do."""
+    total = sum(seen.values())
+    return (
+        f"{source}: the model was trained or validated on {total:,} of the {labelled:,} labelled cells ({_by_stage(seen)}), "
+        f"{total / labelled:.1%}, and {most:.1%} are allowed: give other cells, --max-overlap 1 to leave these out, or "
+        "--allow-overlap to keep them."
+    )
 
 
 def _too_few(source: str, label: str, counted: dict[str, int], chosen: labels.Classes) -> str:

@@ -1,5 +1,6 @@
 """ExpressionModel: embedding → encoder → heads, over packed cells."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,8 @@ class ExpressionModel(nn.Module):
             )
         self.config, self.vocabulary, self.seed = config, vocabulary, seed
         self.provenance: dict = {}
-        self.training_cells: np.ndarray | None = None
+        self.training_cells: np.ndarray | None = None  # sorted content hashes
+        self.training_fingerprints: Path | None = None  # what the leakage guard needs beside them
         self.embedding = GeneValueEmbedding(config, vocabulary.pad)
         self.encoder = ENCODERS[config.structure](config)
         self.regression_head = RegressionHead(config.width) if config.regression else None
@@ -148,9 +150,12 @@ class ExpressionModel(nn.Module):
 
         return embed(self, source, **options)
 
-    def save_pretrained(self, directory: Path, provenance: dict, training_cells: np.ndarray | None = None) -> None:
+    def save_pretrained(
+        self, directory: Path, provenance: dict, training_cells: np.ndarray | None = None,
+        save_fingerprints: Callable[[Path], None] | None = None,
+    ) -> None:
         """Write a model directory (see scbench.models.pretrained)."""
-        pretrained.save(self, Path(directory), provenance, training_cells)
+        pretrained.save(self, Path(directory), provenance, training_cells, save_fingerprints)
 
     @classmethod
     def from_pretrained(cls, directory: Path) -> "ExpressionModel":

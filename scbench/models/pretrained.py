@@ -5,11 +5,14 @@
     vocabulary.json       token → id
     training_cells.npy    sorted uint64 content hashes of the cells seen in training or used to choose (validation);
                           8 bytes a cell; what the leakage guard of the benchmarks needs
+    fingerprints/         what else it needs, to know copies that were filtered or counted again: 84 bytes a cell
+                          (scbench.data.training_fingerprints)
     README.md             model card
 """
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,9 +30,13 @@ if TYPE_CHECKING:
     from scbench.models.model import ExpressionModel
 
 FORMAT = 1
+FINGERPRINTS = "fingerprints"
 
 
-def save(model: "ExpressionModel", directory: Path, provenance: dict, training_cells: np.ndarray | None) -> None:
+def save(
+    model: "ExpressionModel", directory: Path, provenance: dict, training_cells: np.ndarray | None,
+    save_fingerprints: Callable[[Path], None] | None,
+) -> None:
     """Write `model` to `directory` (which must not exist), published by one rename."""
     refuse_existing(directory)
     with published_directory(directory) as partial:
@@ -46,6 +53,8 @@ def save(model: "ExpressionModel", directory: Path, provenance: dict, training_c
         model.vocabulary.save(partial / "vocabulary.json")
         if training_cells is not None:
             np.save(partial / "training_cells.npy", np.sort(training_cells.astype(np.uint64)))
+        if save_fingerprints is not None:
+            save_fingerprints(partial / FINGERPRINTS)
         (partial / "README.md").write_text(model_card(model, provenance), encoding="utf-8")
 
 
@@ -68,7 +77,9 @@ def load(model_class: type["ExpressionModel"], directory: Path) -> "ExpressionMo
         raise UserError(f"the model in {directory} is damaged or not scbench's ({reason}): copy it again.") from error
     model.provenance = config["provenance"]
     cells = directory / "training_cells.npy"
-    model.training_cells = np.load(cells, allow_pickle=False) if cells.is_file() else None
+    model.training_cells = np.load(cells, mmap_mode="r", allow_pickle=False) if cells.is_file() else None
+    fingerprints = directory / FINGERPRINTS
+    model.training_fingerprints = fingerprints if fingerprints.is_dir() else None
     return model.eval()
 
 

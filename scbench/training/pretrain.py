@@ -28,6 +28,7 @@ from scbench.config import InputLaw, PretrainConfig
 from scbench.data.batch import CellBatch
 from scbench.data.loader import Loader
 from scbench.data.store import Split, Store
+from scbench.data.training_fingerprints import TrainingFingerprints
 from scbench.errors import DivergedError, UserError
 from scbench.files import refuse_existing, write_text
 from scbench.models.model import ExpressionModel
@@ -288,10 +289,11 @@ def _finish(config: PretrainConfig, store: Store, train: Split, steps: int, vali
             "batch_cells": config.batch_cells,
             "validation": validation,
         }
-        seen = [split.cells(["content_hash"])["content_hash"].to_numpy()
-                for split in (train, store.split("validation")) if split.n_cells]
+        splits = [split for split in (train, store.split("validation")) if split.n_cells]
+        seen = [split.cells(["content_hash"])["content_hash"].to_numpy() for split in splits]
+        fingerprints = TrainingFingerprints.of_store(store, splits)
         if model_dir.exists():
             shutil.rmtree(model_dir)  # a finished run that was resumed
-        model.save_pretrained(model_dir, provenance, np.concatenate(seen))
+        model.save_pretrained(model_dir, provenance, np.concatenate(seen), fingerprints and fingerprints.save)
     dist.barrier()
     return Run(config.output, model_dir, steps, validation)

@@ -15,6 +15,8 @@ from scbench.errors import RetryError
 
 SETTINGS = """
 import os, signal
+
+import cellxgene_census  # once, not in every child
 from scbench.data import gather, plan, prepare, scatter
 plan.SHARD_CELLS, prepare.TASK_CELLS = 100, 60
 

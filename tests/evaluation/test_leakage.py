@@ -1,0 +1,217 @@
+"""The leakage guard: exact copies, filtered copies, copies counted again, and cells that are none of these."""
+
+import json
+import os
+from importlib.resources import files
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+import scbench
+from scbench.config import ModelConfig
+from scbench.data.gene_table import gene_table
+from scbench.data.training_fingerprints import TrainingFingerprints
+from scbench.errors import UserError
+from scbench.evaluation.classification import benchmark_classification
+from scbench.evaluation.leakage import find_seen_cells
+from scbench.models.model import ExpressionModel
+
+LIST = files("scbench.data").joinpath("gene_table", "fingerprint_human.txt").read_text().split()
+CORE = [line.rstrip("*") for line in LIST if line.endswith("*")]
+OTHERS = [line for line in LIST if not line.endswith("*")][:1800]
+DATA = os.environ.get("SCBENCH_TEST_DATA")
+real = pytest.mark.skipif(DATA is None, reason="SCBENCH_TEST_DATA does not name a folder of real cells")
+
+
+def barcode(number: int) -> str:
+    return "".join("ACGT"[number >> 2 * i & 3] for i in range(14))
+
+
+def make(cells: int, seed: int, barcodes: bool = True) -> anndata.AnnData:
+    """Cells with 20 % of 2,000 genes expressed, mostly once; nothing but the genes' rates ties them to each other."""
+    generator = np.random.default_rng(seed)
+    rates = generator.gamma(0.5, 0.6, len(CORE) + len(OTHERS))
+    counts = generator.poisson(np.broadcast_to(rates, (cells, len(rates))))
+    names = [f"{barcode(i)}-1" if barcodes else f"cell {i}" for i in range(cells)]
+    obs = pd.DataFrame({"type": np.array(["a", "b"])[np.arange(cells) % 2]}, index=names)
+    return anndata.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=pd.DataFrame(index=CORE + OTHERS))
+
+
+def change(cells: anndata.AnnData, share: float, seed: int = 5) -> anndata.AnnData:
+    """Copies of which a share of the counts is one more or one less."""
+    generator = np.random.default_rng(seed)
+    changed = cells.copy()
+    values = changed.X.data
+    chosen = generator.random(len(values)) < share
+    values[chosen] += generator.choice([-1, 1], int(chosen.sum()))
+    changed.X.eliminate_zeros()
+    return changed
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> scbench.Store:
+    folder = tmp_path_factory.mktemp("leakage")
+    make(60, 0).write_h5ad(folder / "a.h5ad")
+    make(40, 1, barcodes=False)[:, 300:].copy().write_h5ad(folder / "b.h5ad")
+    return scbench.prepare([folder / "a.h5ad", folder / "b.h5ad"], folder / "store", workers=1, split=".8,.1,.1")
+
+
+def stages(seen) -> dict:
+    return {stage: cells for stage, cells in seen.counts().items() if cells}
+
+
+def test_the_same_cells_in_any_order_are_known_by_content(store):
+    cells = make(60, 0)[::-1, ::-1].copy()
+    cells.obs_names = [f"c{i}" for i in range(60)]
+    assert stages(find_seen_cells(store, cells)) == {"content": 60}
+
+
+def test_other_cells_are_not_known_even_with_the_same_barcodes(store):
+    assert stages(find_seen_cells(store, make(60, 7))) == {}
+    assert stages(find_seen_cells(store, make(60, 7, barcodes=False))) == {}
+
+
+def test_copies_without_some_genes_or_under_symbols_are_known_by_their_core(store):
+    cells = make(60, 0)
+    cells.obs_names = [f"c{i}" for i in range(60)]
+    filtered = cells[:, : len(CORE) + 700].copy()
+    assert stages(find_seen_cells(store, filtered)) == {"core": 60}
+    filtered.var_names = [gene_table("human").symbols[id_] for id_ in filtered.var_names]
+    assert stages(find_seen_cells(store, filtered)) == {"core": 60}
+
+
+def test_copies_counted_again_are_known_by_barcode_or_gene_set(store):
+    changed = change(make(60, 0), 0.1)
+    assert stages(find_seen_cells(store, changed)) == {"barcode": 60}
+    changed.obs_names = [f"c{i}" for i in range(60)]
+    assert stages(find_seen_cells(store, changed)) == {"gene set": 60}
+    half = change(make(60, 0), 0.1)[:, ::2].copy()  # a barcode, and the genes that both measured
+    assert stages(find_seen_cells(store, half)) == {"barcode": 60}
+
+
+def test_genes_that_the_training_file_lacked_do_not_count(store):
+    changed = change(make(40, 1), 0.1)  # 300 genes more than the training file had; it had no barcodes
+    found = find_seen_cells(store, changed)
+    assert set(stages(found)) == {"gene set"}
+    assert found.seen.sum() >= 39
+
+
+def test_empty_cells_and_cells_of_one_gene(tmp_path):
+    cells = make(20, 3)
+    cells.X = sp.csr_matrix(cells.X.toarray() * (np.arange(20) > 1)[:, None])
+    cells.X[1, 0] = 1
+    cells.write_h5ad(tmp_path / "c.h5ad")
+    store = scbench.prepare(tmp_path / "c.h5ad", tmp_path / "store", workers=1, min_genes=0)
+    asked = make(3, 4)
+    asked.X = sp.csr_matrix(([1.0, 1.0], [0, 5], [0, 0, 1, 2]), shape=asked.shape, dtype=np.float32)
+    found = find_seen_cells(store, asked)
+    assert found.stage.tolist() == [-1, 0, -1]  # nothing to know an empty cell by; one gene, one count: the model saw just that
+
+
+def model_of(store: scbench.Store, folder: Path, splits: tuple[str, ...] = ("train", "validation")) -> ExpressionModel:
+    """An untrained model that carries what a trained one does."""
+    config = ModelConfig(vocabulary_size=store.vocabulary.size, width=16, layers=1, heads=2, max_genes=64)
+    model = ExpressionModel(config, store.vocabulary)
+    parts = [store.split(name) for name in splits]
+    hashes = np.concatenate([part.cells(["content_hash"])["content_hash"].to_numpy() for part in parts])
+    model.save_pretrained(folder, {}, hashes, TrainingFingerprints.of_store(store, parts).save)
+    return ExpressionModel.from_pretrained(folder)
+
+
+def test_a_model_directory_carries_what_the_guard_needs(store, tmp_path):
+    model = model_of(store, tmp_path / "model")
+    assert isinstance(model.training_cells, np.memmap)
+    changed = change(make(60, 0), 0.1)
+    names = set(pd.concat([store.split(s).cells() for s in ("train", "validation")])["original_id"])
+    expected = [name in names for name in changed.obs_names]
+    for training in (model, tmp_path / "model"):
+        assert find_seen_cells(training, changed).seen.tolist() == expected
+    found = find_seen_cells(store, changed, splits=("train", "validation"))
+    assert found.seen.tolist() == expected
+    per_cell = sum(p.stat().st_size for p in (tmp_path / "model").rglob("*.npy") if p.name != "measured_genes.npy")
+    assert per_cell < 92 * 90 + 3 * 300  # cells, and the headers of three files
+
+
+def test_a_model_without_hashes_is_not_checkable_and_one_with_contents_alone_says_so(store, tmp_path):
+    model = model_of(store, tmp_path / "model")
+    model.training_fingerprints = None
+    assert find_seen_cells(model, make(60, 0)).checked == ("content",)
+    model.training_cells = None
+    found = find_seen_cells(model, make(60, 0))
+    assert found.checked == ()
+    assert not found.seen.any()
+
+
+def test_damaged_or_newer_fingerprints_are_one_sentence(store, tmp_path):
+    model = model_of(store, tmp_path / "model")
+    about = tmp_path / "model" / "fingerprints" / "about.json"
+    facts = json.loads(about.read_text())
+    about.write_text(json.dumps(facts | {"format": 99}))
+    with pytest.raises(UserError, match="newer than this scbench reads"):
+        find_seen_cells(model, make(5, 0))
+    about.write_text(json.dumps(facts | {"cells": 7}))
+    with pytest.raises(UserError, match="not those of the model's training cells"):
+        find_seen_cells(model, make(5, 0))
+    (about.parent / "core.npy").unlink()
+    with pytest.raises(UserError, match="damaged"):
+        find_seen_cells(model, make(5, 0))
+
+
+def test_the_benchmark_refuses_above_one_percent_and_reports_every_stage(store, tmp_path):
+    model = model_of(store, tmp_path / "model", ("train",))
+    new = make(140, 9)
+    new.obs_names = [f"new {i}" for i in range(140)]
+    cells = anndata.concat([new, change(make(60, 0), 0.1)])
+    seen = int(find_seen_cells(model, cells).seen.sum())
+    with pytest.raises(UserError, match=rf"on {seen} of the 200 .*{seen} by barcode.*--max-overlap 1 .*--allow-overlap"):
+        benchmark_classification(model, cells, "type", seeds=1, folds=2)
+    table = benchmark_classification(model, cells, "type", seeds=1, folds=2, max_overlap=1)
+    assert table.details["cells"]["overlapping"] == table.details["cells"]["seen"]["barcode"] == seen
+    assert table.details["cells"]["used"] == 200 - seen
+    assert any(f"{seen} by barcode" in sentence for sentence in table.sentences)
+    kept = benchmark_classification(model, cells, "type", seeds=1, folds=2, allow_overlap=True)
+    assert kept.details["cells"]["used"] == 200
+    assert kept.details["cells"]["seen"]["barcode"] == seen
+
+
+def test_two_preparations_give_the_same_fingerprints(store, tmp_path):
+    folder = store.path.parent
+    again = scbench.prepare([folder / "a.h5ad", folder / "b.h5ad"], tmp_path / "again", workers=2, split=".8,.1,.1")
+    assert again.fingerprint == store.fingerprint
+
+
+@real
+@pytest.mark.full
+def test_pbmc3k_counted_again_is_found_and_another_donor_is_not(tmp_path):
+    folder = Path(DATA)
+    for name, expected in [("pbmc_7datasets", 300), ("pbmc_donorA", 0)]:
+        store = scbench.prepare(folder / f"{name}.h5ad", tmp_path / name, workers=1)
+        assert find_seen_cells(store, folder / "pbmc3k.h5ad").seen.sum() == expected
+
+
+@real
+@pytest.mark.full
+def test_pbmc3k_by_ensembl_ids_or_without_variable_genes_is_known_in_a_store_of_symbols(tmp_path):
+    cells = anndata.read_h5ad(Path(DATA) / "pbmc3k.h5ad")[:600].copy()
+    symbols = cells.copy()
+    del symbols.var["gene_ids"]
+    symbols.write_h5ad(tmp_path / "symbols.h5ad")
+    store = scbench.prepare(tmp_path / "symbols.h5ad", tmp_path / "store", workers=1)
+    ids = cells.copy()
+    ids.var = pd.DataFrame(index=cells.var["gene_ids"].astype(str).to_numpy())
+    ids.obs_names = [f"c{i}" for i in range(600)]
+    found = find_seen_cells(store, ids)
+    assert found.seen.all()
+    assert found.counts()["content"] + found.counts()["core"] > 590
+    # the 2,000 genes that vary most above what their mean explains, left out
+    mean, square = (np.asarray(x.mean(0)).ravel() for x in (cells.X, cells.X.multiply(cells.X)))
+    expressed = mean > 0.01
+    excess = np.where(expressed, (square - mean**2) / np.maximum(mean, 1e-9), 0)
+    kept = ids[:, np.sort(np.argsort(-excess)[2000:])].copy()
+    found = find_seen_cells(store, kept)
+    print(found.counts())
+    assert found.counts()["core"] > 300
