@@ -1,9 +1,12 @@
-"""Build scbench/data/gene_table/fingerprint_{human,mouse}.txt from the gene table. Run: python tools/build_fingerprint_genes.py
+"""Build scbench/data/gene_table/fingerprint_{human,mouse}.txt out of the gene table.
+
+Run: python tools/build_fingerprint_genes.py
 
 The genes by which a copy of a cell is known whatever the file's names and filters are: one Ensembl id a line, the core ones
 marked with a `*`, in the order of SHA-256 of the id, which is the gene's number. Ids and symbols both lead to every
-gene of the list, and old files measure it: it owns its symbol, its id is an old one, and it is no RNA gene, antibody or receptor
-segment, pseudogene, clone or mitochondrial gene. Ribosomal proteins are left out too: all cells express them, and many files drop them.
+gene of the list, and old files measure it: it owns its symbol, its id is an old one, and it is no RNA gene, antibody or
+receptor segment, pseudogene, clone or mitochondrial gene. Ribosomal proteins are left out too: all cells express them, and
+many files drop them.
 
 The core is what filters spare: subunits of the cell's basic machines, expressed everywhere and hardly variable, that never had
 another symbol. A core of a few hundred genes is a compromise: more genes tell shallow cells apart, and each one is a

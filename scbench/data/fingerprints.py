@@ -1,8 +1,8 @@
 """Fingerprints of cells: by what they hold, by their core genes alone, by barcode, and by their gene set.
 
     content    uint64   hash of all (token, count); the same cell on the same vocabulary
-    core       uint64   hash of (gene, count) of the core genes of the list in fingerprint_genes.py, 0 under CORE_GENES expressed
-                        ones; the same for copies that lack other genes or name them otherwise
+    core       uint64   hash of (gene, count) of the core genes of the list in fingerprint_genes.py, 0 under CORE_GENES
+                        expressed ones; the same for copies that lack other genes or name them otherwise
     barcode    uint64   hash of the barcode in the cell's id, 0 without one
     source     uint32   number of the cell's input: which genes it had measured
     signature  uint8 [64]   MinHash of the gene set (of the list): in each bin, the first expressed gene; EMPTY without one

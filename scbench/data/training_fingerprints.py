@@ -105,7 +105,7 @@ class TrainingFingerprints:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the fingerprints in {directory} are damaged ({error}): copy the model again.") from error
         if not whole:
-            raise UserError(f"the fingerprints in {directory} are not those of the model's training cells: copy the model again.")
+            raise UserError(f"the fingerprints in {directory} are not those of the model's training cells: copy it again.")
         return cls(content=content, core=core, measured=measured, genes=about["genes"], n_cells=about["cells"],
                    blocks=lambda: read_blocks(directory / "cells.npy"))
 

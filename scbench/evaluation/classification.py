@@ -87,8 +87,8 @@ def benchmark_classification(
     seeds, folds
         Repetitions of the cross-validation, and its folds.
     max_overlap
-        Refuse if the model was trained or validated on a larger share of the labelled cells (see `scbench.find_seen_cells`). Up
-        to it, such cells are left out.
+        Refuse if the model was trained or validated on a larger share of the labelled cells (see `scbench.find_seen_cells`).
+        Up to it, such cells are left out.
     allow_overlap
         Keep the cells that the model was trained or validated on; the rows are then marked "transductive".
     seed
@@ -135,7 +135,9 @@ def benchmark_classification(
     differences = _differences(scores)
     details |= {
         "model": {"fingerprint": embed.fingerprint(model), "provenance": model.provenance},
-        "cells": {**cells.counted, "seen": cells.seen, "classes": cells.class_sizes(), "dropped_classes": cells.dropped_classes},
+        "cells": {
+            **cells.counted, "seen": cells.seen, "classes": cells.class_sizes(), "dropped_classes": cells.dropped_classes,
+        },
         "cells_sha256": _digest(cells),
         "gene_matching": cells.matching,
         "differences": differences,
@@ -266,7 +268,8 @@ def run_classification(config: ClassificationConfig) -> dict:
     model = embed.load_model(config.model)
     table = benchmark_classification(
         model, config.input, config.label, layer=config.layer, genes_column=config.genes_column, seeds=config.seeds,
-        folds=config.folds, max_overlap=config.max_overlap, allow_overlap=config.allow_overlap, seed=config.seed, progress=not config.json,
+        folds=config.folds, max_overlap=config.max_overlap, allow_overlap=config.allow_overlap,
+        seed=config.seed, progress=not config.json,
     )
     table.write(config.output)
     if not config.json:

@@ -7,7 +7,8 @@ Four stages, each asked about the cells that the ones before it did not know:
     barcode    the same barcode, and a gene set alike on the genes that both files measured
     gene set   without barcodes: a gene set so much alike that no other cell has it
 
-A store's or a model's training cells stream by in blocks; only the asked cells are held, so memory doesn't grow with the former.
+A store's or a model's training cells stream by in blocks; only the asked cells are held, so memory does not grow with
+the former.
 """
 
 from collections.abc import Iterator
@@ -205,8 +206,8 @@ class _Index:
         while first < len(positions):
             last = max(first + 1, int(np.searchsorted(ends, ends[first] - lengths[first] + PAIRS, side="right")))
             repeated = np.repeat(np.arange(first, last), lengths[first:last])
-            within = np.arange(len(repeated)) - np.repeat(ends[first:last] - lengths[first:last] - ends[first] + lengths[first],
-                                                          lengths[first:last])
+            starts = ends[first:last] - lengths[first:last]
+            within = np.arange(len(repeated)) - np.repeat(starts - starts[0], lengths[first:last])
             yield positions[repeated], self._rows[low[positions[repeated]] + within]
             first = last
 

@@ -125,7 +125,8 @@ def test_estimated_jaccard_is_that_of_the_sets_on_shared_genes():
 
 
 def test_barcodes_are_the_longest_run_of_letters_in_the_id():
-    ids = ["AAACATACAACCAC-1", "x_AAACATACAACCAC", "AAACATACAACCAG-1", "cell 5", "", None, "ACGTACGTACG", "ACGTACGTACGTA_AAACATACAACCAC"]
+    ids = ["AAACATACAACCAC-1", "x_AAACATACAACCAC", "AAACATACAACCAG-1", "cell 5", "", None, "ACGTACGTACG",
+           "ACGTACGTACGTA_AAACATACAACCAC"]
     found = barcode_hashes(ids).tolist()
     assert found[0] == found[1] == found[7] != found[2]
     assert found[3:7] == [0, 0, 0, 0]
