@@ -92,17 +92,18 @@ def make_plan(config: PrepareConfig, workers: int, work: Path) -> Plan:
     _check_options(config, files, location)
     if location is None:
         return _make_plan(config, workers, files, None, None)
-    selection = select_cells(
-        location, work, filter=config.filter, presets=config.preset, primary_only=not config.include_duplicate_cells,
-        umi_only=not config.include_read_counts,
-    )
+    selection = None
     try:
+        selection = select_cells(
+            location, work, filter=config.filter, presets=config.preset, primary_only=not config.include_duplicate_cells,
+            umi_only=not config.include_read_counts,
+        )
         return _make_plan(config, workers, files, location, selection)
     except BaseException:
-        if selection.created:
+        if selection is not None and selection.created:
             selection.file.unlink()
-            with contextlib.suppress(OSError):  # parts of an earlier run are there
-                work.rmdir()
+        with contextlib.suppress(OSError):  # parts of an earlier run are there, or nothing is
+            work.rmdir()
         raise
 
 
