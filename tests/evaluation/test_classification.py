@@ -170,7 +170,7 @@ def files(model, cells, tmp_path):
     cells.write_h5ad(tmp_path / "in.h5ad")
     paths = {"model": tmp_path / "model", "input": tmp_path / "in.h5ad", "output": tmp_path / "out"}
     defaults = {**paths, "label": "type", **ONCE}
-    return lambda **options: ClassificationConfig(**{**defaults, **options})
+    return lambda **options: ClassificationConfig(**{"max_overlap": 1, **defaults, **options})
 
 
 def test_run_classification_writes_and_shows_the_table(files, tmp_path, capsys):
