@@ -22,6 +22,8 @@ class PretrainConfig(Common):
 
     store: Positional[Path]
     """The store made by `scbench prepare`."""
+    stage_to: Path | None = None
+    """Copy the store into this directory of a local disk first (once a node) and read it there."""
     output: Output
     """The run directory to make."""
     structure: Structure = "transformer"

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from scbench.data.store import DIGEST_FILE, MANIFEST_FILE
+from scbench.data.store import DIGEST_FILE, DIGEST_LINE, MANIFEST_FILE
 from scbench.files import sha256, write_text
 
 
@@ -18,5 +18,5 @@ def write_manifest(directory: Path, manifest: dict) -> None:
     """Write manifest.sha256 (as sha256sum would) and then manifest.json into `directory`."""
     content = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     digest = hashlib.sha256(content.encode()).hexdigest()
-    write_text(directory / DIGEST_FILE, f"{digest}  {MANIFEST_FILE}\n")
+    write_text(directory / DIGEST_FILE, DIGEST_LINE.format(digest))
     write_text(directory / MANIFEST_FILE, content)

@@ -8,7 +8,8 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,12 +20,14 @@ import tensorstore as ts
 from scbench.data.shard_format import BLOCK_CELLS, CELLS_FILE, FORMAT_VERSION, SPLITS, ShardInfo, array_spec, block_checksums
 from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
+from scbench.files import sha256
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MANIFEST_FILE = "manifest.json"
 DIGEST_FILE = "manifest.sha256"
+DIGEST_LINE = f"{{}}  {MANIFEST_FILE}\n"  # as sha256sum writes it
 VOCABULARY_FILE = "vocabulary.json"
 
 
@@ -80,16 +83,17 @@ class Store:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The store's vocabulary; UserError if it is not the one that the manifest names."""
-        vocabulary = Vocabulary.load(self.path / VOCABULARY_FILE)
-        if vocabulary.fingerprint != self.manifest["vocabulary"]["fingerprint"]:
-            raise UserError(f"{self.path / VOCABULARY_FILE} is not the vocabulary of this store: it was changed.")
-        return vocabulary
+        file = self.path / VOCABULARY_FILE
+        if sha256(file) != self.manifest["files"][VOCABULARY_FILE]["sha256"]:
+            raise UserError(f"{file} is not the vocabulary of this store: it was changed.")
+        return Vocabulary.load(file)
 
     def split(self, name: str) -> "Split":
         """The cells of "train", "validation" or "test"; a split may be empty."""
         if name not in SPLITS:
             raise ValueError(f"unknown split {name!r}: choose one of {', '.join(SPLITS)}")
-        return Split(self.path, name, [shard for shard in self.shards if shard.split == name])
+        shards = [shard for shard in self.shards if shard.split == name]
+        return Split(self.path, name, shards, self.manifest["files"])
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, {sum(shard.cells for shard in self.shards)} cells, {self.fingerprint[:12]})"
@@ -108,12 +112,13 @@ class Split:
         int64 [extents]: the cells of each extent, in order.
     """
 
-    def __init__(self, path: Path, name: str, shards: Sequence[ShardInfo]):
+    def __init__(self, path: Path, name: str, shards: Sequence[ShardInfo], files: Mapping[str, dict]):
         self.name = name
         self.shards = list(shards)
         self.n_cells = sum(shard.cells for shard in shards)
         self.n_tokens = sum(shard.nnz for shard in shards)
         self._path = path
+        self._files = files  # of the manifest
         self._arrays: dict[tuple[str, str], ts.TensorStore] = {}
         # cells stay on the disk; a shard takes one number here, and an extent one of extent_sizes
         extents = [-(-shard.blocks // shard.blocks_per_extent) for shard in shards]
@@ -197,10 +202,13 @@ class Split:
         return pa.concat_tables(tables).slice(0, self.n_cells).to_pandas()
 
     def _array(self, shard: ShardInfo, name: str) -> ts.TensorStore:
-        """The array `name` of a shard, opened on first use and held to the manifest's dtype and length."""
+        """The array `name` of a shard, opened on first use and held to the manifest: its header, dtype and length."""
         array = self._arrays.get((shard.name, name))
         if array is None:
             dtype, length = shard.arrays[name]
+            header = f"{shard.name}/{name}/zarr.json"
+            if sha256(self._path / header) != self._files[header]["sha256"]:
+                raise UserError(f"{self._path / header} is damaged (wrong SHA-256): restore it or prepare the store again.")
             # raw chunks are copied straight out of the page cache's map; a cache of our own would only copy them again
             context = {"file_io_mode": {"mode": "memmap"}, "cache_pool": {"total_bytes_limit": 0}}
             spec = array_spec(self._path / shard.name / name) | {"context": context}
@@ -230,10 +238,12 @@ def _checked_manifest(path: Path, content: bytes) -> dict:
             f"the store {path} has format {version}, and this scbench reads formats up to {FORMAT_VERSION}: upgrade scbench."
         )
     try:
-        digest = (path / DIGEST_FILE).read_text(encoding="ascii").split()[0]
-    except (OSError, UnicodeDecodeError, IndexError):
-        raise UserError(f"{path / DIGEST_FILE} is missing or damaged: restore it or prepare the store again.") from None
-    if digest != hashlib.sha256(content).hexdigest():
+        digest = (path / DIGEST_FILE).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        digest = ""
+    if not re.fullmatch(DIGEST_LINE.format("[0-9a-f]{64}"), digest):
+        raise UserError(f"{path / DIGEST_FILE} is missing or damaged: restore it or prepare the store again.")
+    if digest != DIGEST_LINE.format(hashlib.sha256(content).hexdigest()):
         raise damaged
     return manifest
 

@@ -27,6 +27,7 @@ import torch
 from scbench.config import InputLaw, PretrainConfig
 from scbench.data.batch import CellBatch
 from scbench.data.loader import Loader
+from scbench.data.stage import stage
 from scbench.data.store import Split, Store
 from scbench.data.training_fingerprints import TrainingFingerprints
 from scbench.errors import DivergedError, UserError
@@ -40,9 +41,9 @@ from scbench.training.telemetry import Telemetry, environment
 from scbench.training.validation import validate
 
 # Options that a resumed run may change: where and how it runs, not what it computes.
-MAY_CHANGE = {"store", "output", "resume", "json", "debug", "deepspeed", "micro_batch_cells", "checkpoint_every",
+MAY_CHANGE = {"store", "stage_to", "output", "resume", "json", "debug", "deepspeed", "micro_batch_cells", "checkpoint_every",
               "keep_last", "validate_every"}
-NOT_OF_THE_MODEL = {"store", "output", "resume", "json", "debug"}  # a published model carries no path of its maker
+NOT_OF_THE_MODEL = {"store", "stage_to", "output", "resume", "json", "debug"}  # a published model carries no path of its maker
 READ_LAG = 8  # steps that the host may run ahead of the losses it has read from a GPU
 
 
@@ -91,8 +92,10 @@ def run_pretrain(config: PretrainConfig) -> dict:
 
 
 def _pretrain(config: PretrainConfig) -> Run:
-    rank, world = engines.start_process_group()
     store = Store.open(config.store)
+    if config.stage_to is not None:
+        store = stage(store, config.stage_to)  # before the ranks meet: their collectives would time out meanwhile
+    rank, world = engines.start_process_group()
     train = store.split("train")
     if train.n_cells == 0:
         raise UserError(f"the store {config.store} has no training cells: prepare it with a larger training share.")

@@ -64,7 +64,7 @@ def test_verify_names_files_that_do_not_belong(store, capsys):
 def test_verify_finds_a_flipped_bit_in_every_kind_of_file(store):
     shard = store / "shard-00001"
     names = [path for path in shard.rglob("*") if path.is_file()]
-    assert len(names) == 9  # four arrays of a header and a chunk, and the table
+    assert len(names) == 10  # four arrays of a header and a chunk, the table, the fingerprints
     for path in [*names, store / "vocabulary.json"]:
         good = path.read_bytes()
         bad = bytearray(good)

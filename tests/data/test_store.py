@@ -13,7 +13,8 @@ import pytest
 import tensorstore as ts
 
 from scbench import Store, prepare
-from scbench.data.manifest import write_manifest
+from scbench.data.inspect import verify
+from scbench.data.manifest import file_facts, write_manifest
 from scbench.data.shard_format import CELLS_FILE, CHUNK_BYTES, ShardInfo, new_array_spec
 from scbench.data.shard_writer import ShardWriter
 from scbench.data.store import Split
@@ -40,7 +41,7 @@ def write_shard(directory, genes, counts, lengths, pieces, vocabulary_size=1000)
         tokens = slice(ends[low - 1] if low else 0, ends[high - 1] if high else 0)
         writer.append(genes[tokens], counts[tokens], lengths[low:high])
     writer.finish(pa.table({"n_genes": lengths}))
-    return Split(directory, "train", [ShardInfo(**{**info.__dict__, "name": "shard-00000"})])
+    return Split(directory, "train", [ShardInfo(**{**info.__dict__, "name": "shard-00000"})], file_facts(directory))
 
 
 @pytest.mark.parametrize("n_cells", [1, 63, 64, 65, 200, 1000])
@@ -116,7 +117,7 @@ def test_split_edges(tmp_path):
         split.read_extent(1)
     with pytest.raises(IndexError):
         split.read_extent(-1)
-    empty = Split(tmp_path, "test", [])
+    empty = Split(tmp_path, "test", [], {})
     assert (empty.n_cells, empty.n_tokens, len(empty.extent_sizes)) == (0, 0, 0)
     assert empty.extent_sizes.dtype == np.int64
 
@@ -263,6 +264,12 @@ def test_the_damaged_block_is_named(store):
 def test_an_array_that_is_not_the_manifests(store):
     path = store / "shard-00000" / "genes" / "zarr.json"
     path.write_text(path.read_text().replace("uint16", "int16 "))
+    with pytest.raises(UserError, match=r"zarr\.json is damaged"):
+        Store.open(store).split("train").read_extent(0)
+    # digests that were made of the damage: TensorStore's own check speaks
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["files"]["shard-00000/genes/zarr.json"] = file_facts(path.parent)["zarr.json"]
+    write_manifest(store, manifest)
     with pytest.raises(UserError, match=r"cannot be read.*scbench verify"):
         Store.open(store).split("train").read_extent(0)
 
@@ -286,3 +293,47 @@ def test_other_tensorstore_users_see_the_same(good_store):
     array = ts.open(spec, open=True).result()
     extent = Store.open(good_store).split("train").read_extent(0)
     assert np.array_equal(array[: len(extent.counts)].read().result(), extent.counts)
+
+
+def in_padding(store, path, position):
+    """Whether a byte lies behind the end of its array: a last chunk is as long as the others."""
+    header = path.parent.parent / "zarr.json"
+    if path.parent.name != "c":
+        return False
+    metadata = json.loads(header.read_text())
+    chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+    element = int(path.name) * chunk + position // np.dtype(metadata["data_type"]).itemsize
+    return element >= metadata["shape"][0]
+
+
+def read_all(store):
+    opened = Store.open(store)
+    _ = opened.vocabulary
+    for name in ("train", "validation", "test"):
+        split = opened.split(name)
+        for extent in range(len(split.extent_sizes)):
+            split.read_extent(extent)
+
+
+def test_a_hundred_flipped_bytes_are_found(good_store, tmp_path):
+    """One at a time, in files of every kind: by verify, and by whoever opens and reads the store for training."""
+    store = shutil.copytree(good_store, tmp_path / "store")
+    read_all(store)
+    files = sorted(path for path in store.rglob("*") if path.is_file())
+    unread = {"cells.parquet", "fingerprints.npy", "measured_genes.npy"}  # training opens none of them
+    rng = np.random.default_rng(5)
+    read = 0
+    for number in range(100):
+        path = files[number] if number < len(files) else files[rng.integers(len(files))]
+        good = path.read_bytes()
+        position = int(rng.integers(len(good)))
+        path.write_bytes(good[:position] + bytes([good[position] ^ int(rng.integers(1, 256))]) + good[position + 1 :])
+        with pytest.raises(UserError, match=r"damaged|changed"):
+            verify(Store.open(store))
+        if path.name not in unread and not in_padding(store, path, position):
+            with pytest.raises(UserError, match=r"damaged|changed"):
+                read_all(store)
+            read += 1
+        path.write_bytes(good)
+    assert read > 50
+    verify(Store.open(store))
