@@ -64,6 +64,16 @@ def wait_for_step(process: subprocess.Popen, output: Path, step: int) -> None:
     raise AssertionError("the run did not get there")
 
 
+def test_a_staged_store_gives_the_same_run(finished, small_store, tmp_path):
+    run = tmp_path / "run"
+    process = start(small_store, run, "--stage-to", str(tmp_path / "disk"))
+    assert process.wait(timeout=120) == 0, process.stderr.read()
+    assert_same_weights(run, finished)
+    assert [path.name for path in (tmp_path / "disk").glob("[!.]*")] == [f"store-{Store.open(small_store).fingerprint[:16]}"]
+    for directory in (run / "model", run / "checkpoints"):  # a published model carries no path of its maker
+        assert not any(b"disk" in file.read_bytes() for file in directory.rglob("*.json"))
+
+
 def test_a_run_leaves_what_it_promises(finished, small_store):
     assert {p.name for p in finished.iterdir()} == {"config.json", "environment.json", "metrics.jsonl", "tensorboard",
                                                      "checkpoints", "model"}
