@@ -7,6 +7,7 @@ from scbench.config.common import Common
 from scbench.config.comparison import CompareConfig
 from scbench.config.data import InfoConfig, PrepareConfig, VerifyConfig
 from scbench.config.evaluation import ClassificationConfig, DemoConfig, EmbedConfig, EvaluateConfig
+from scbench.config.export import ExportConfig
 from scbench.config.model import (
     ALIASES,
     BLIND_CLS,
@@ -31,6 +32,7 @@ __all__ = [
     "DemoConfig",
     "EmbedConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "ImportReferenceConfig",
     "InfoConfig",
     "InputLaw",

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from scbench.errors import UserError
 from scbench.files import published_directory, sha256
-from scbench.training import engine as engines
-from scbench.training.engine import dist
 
 FORMAT = 1
+BUFFER = "buffer"  # the kind of what is no parameter: batch norm's running statistics
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -33,6 +32,9 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 def save(run: Path, engine, step: int, loader_state: dict, keep_last: int) -> None:
     """Write the checkpoint after `step` steps and remove all but the newest `keep_last`. Collective; rank 0 writes."""
+    from scbench.training import engine as engines  # DeepSpeed: whoever only reads checkpoints (export) does without
+    from scbench.training.engine import dist
+
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, kind, tensor in engines.full_state(engine):
         if dist.get_rank() == 0:
@@ -65,14 +67,18 @@ def _write(path: Path, tensors: dict[str, dict[str, Tensor]], step: int, loader_
 def newest(run: Path) -> Path | None:
     """The newest whole checkpoint of a run; damaged ones are skipped with a warning. None if there is none."""
     for path in sorted((run / "checkpoints").glob("step-*"), reverse=True):
-        try:
-            files = read_state(path)["files"]
-            if all(sha256(path / name) == digest for name, digest in files.items()):
-                return path
-        except (OSError, ValueError, KeyError):
-            pass
+        if is_whole(path):
+            return path
         warnings.warn(f"the checkpoint {path} is damaged: the one before it is used", stacklevel=2)
     return None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every part of a checkpoint is there, byte for byte; UserError if a newer scbench wrote it."""
+    try:
+        return all(sha256(path / name) == digest for name, digest in read_state(path)["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def read_state(path: Path) -> dict:
@@ -90,4 +96,4 @@ def read_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
 
 def model_state(tensors: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     """What `load_state_dict` wants of `read_tensors`."""
-    return tensors["master"] | tensors.get(engines.BUFFER, {})
+    return tensors["master"] | tensors.get(BUFFER, {})

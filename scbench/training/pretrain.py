@@ -4,6 +4,8 @@ Run directory:
 
     config.json       options of the run, and the store's fingerprint
     environment.json  versions and hardware
+    vocabulary.json   the store's, and
+    data.json         its fingerprint, sources and splits: what `export` says of the data when the store is gone
     metrics.jsonl     one row a step, one a validation
     tensorboard/      the same
     checkpoints/      step-…: portable checkpoints
@@ -21,21 +23,20 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from scbench.config import InputLaw, PretrainConfig
 from scbench.data.batch import CellBatch
 from scbench.data.loader import Loader
 from scbench.data.stage import stage
-from scbench.data.store import Split, Store
-from scbench.data.training_fingerprints import TrainingFingerprints
+from scbench.data.store import Store
 from scbench.errors import DivergedError, UserError
 from scbench.files import refuse_existing, write_text
 from scbench.models.model import ExpressionModel
 from scbench.training import checkpoint
 from scbench.training import engine as engines
 from scbench.training.engine import dist
+from scbench.training.model_directory import record_data, write_model_directory
 from scbench.training.schedule import rates
 from scbench.training.telemetry import Telemetry, environment
 from scbench.training.validation import validate
@@ -43,7 +44,6 @@ from scbench.training.validation import validate
 # Options that a resumed run may change: where and how it runs, not what it computes.
 MAY_CHANGE = {"store", "stage_to", "output", "resume", "json", "debug", "deepspeed", "micro_batch_cells", "checkpoint_every",
               "keep_last", "validate_every"}
-NOT_OF_THE_MODEL = {"store", "stage_to", "output", "resume", "json", "debug"}  # a published model carries no path of its maker
 READ_LAG = 8  # steps that the host may run ahead of the losses it has read from a GPU
 
 
@@ -124,6 +124,7 @@ def _pretrain(config: PretrainConfig) -> Run:
     engine = engines.make_engine(model, config, settings)
     telemetry = None
     if rank == 0:
+        record_data(config.output, store)
         write_text(config.output / "environment.json", json.dumps(environment(world), indent=2) + "\n")
         telemetry = Telemetry(config.output, start_step, steps, config.batch_cells)
         for note in notes:
@@ -135,7 +136,7 @@ def _pretrain(config: PretrainConfig) -> Run:
         engine.destroy()  # else its hooks hold it, and the memory of a whole run, as long as the process lives
         if telemetry is not None:
             telemetry.close()
-    return _finish(config, store, train, steps, validation)
+    return _finish(config, store, steps, validation)
 
 
 def _open_run(config: PretrainConfig, run_config: dict) -> None:
@@ -276,27 +277,12 @@ class _StopSignal:
             signal.signal(signal.SIGTERM, self.before)
 
 
-def _finish(config: PretrainConfig, store: Store, train: Split, steps: int, validation: dict[str, float]) -> Run:
+def _finish(config: PretrainConfig, store: Store, steps: int, validation: dict[str, float]) -> Run:
     """Write model/ from the last checkpoint."""
     model_dir = config.output / "model"
     if dist.get_rank() == 0:
-        model = ExpressionModel(config.model(store.vocabulary.size), store.vocabulary, config.seed)
-        last = checkpoint.read_tensors(checkpoint.checkpoint_path(config.output, steps))
-        model.load_state_dict(checkpoint.model_state(last))
-        provenance = {
-            "store_fingerprint": store.fingerprint,
-            "sources": store.manifest["sources"],
-            "splits": {name: store.split(name).n_cells for name in ("train", "validation", "test")},
-            "training": {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_OF_THE_MODEL},
-            "steps": steps,
-            "batch_cells": config.batch_cells,
-            "validation": validation,
-        }
-        splits = [split for split in (train, store.split("validation")) if split.n_cells]
-        seen = [split.cells(["content_hash"])["content_hash"].to_numpy() for split in splits]
-        fingerprints = TrainingFingerprints.of_store(store, splits)
         if model_dir.exists():
             shutil.rmtree(model_dir)  # a finished run that was resumed
-        model.save_pretrained(model_dir, provenance, np.concatenate(seen), fingerprints and fingerprints.save)
+        write_model_directory(config.output, checkpoint.checkpoint_path(config.output, steps), model_dir, store)
     dist.barrier()
     return Run(config.output, model_dir, steps, validation)

@@ -75,8 +75,8 @@ def test_a_staged_store_gives_the_same_run(finished, small_store, tmp_path):
 
 
 def test_a_run_leaves_what_it_promises(finished, small_store):
-    assert {p.name for p in finished.iterdir()} == {"config.json", "environment.json", "metrics.jsonl", "tensorboard",
-                                                     "checkpoints", "model"}
+    assert {p.name for p in finished.iterdir()} == {"config.json", "environment.json", "vocabulary.json", "data.json",
+                                                     "metrics.jsonl", "tensorboard", "checkpoints", "model"}
     steps = [row for row in rows(finished) if "loss" in row]
     assert [row["step"] for row in steps] == list(range(1, 13))
     assert steps[-1]["loss"] < steps[0]["loss"]
