@@ -5,6 +5,7 @@ from scbench.data.batch import CellBatch
 from scbench.errors import UserError
 from scbench.models.model import ExpressionModel
 from scbench.training import engine as engines
+from scbench.training.deepspeed_settings import read_deepspeed_config
 from scbench.training.engine import dist
 from scbench.training.pretrain import backward
 
@@ -16,7 +17,7 @@ class ScbenchStep:
         _, world = engines.start_process_group()
         if world > 1:
             raise UserError(f"the benchmarks run on one process, not on {world}: start them without a launcher.")
-        settings, _ = engines.read_deepspeed_config(config, micro_steps=1)
+        settings, _ = read_deepspeed_config(config, micro_steps=1)
         self.engine, self.rate = engines.make_engine(model, config, settings), config.lr
         self.engine.train()
 

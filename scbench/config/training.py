@@ -78,7 +78,7 @@ class PretrainConfig(Common):
     precision: Literal["bf16", "fp32"] | None = None
     """bf16 weights with fp32 master weights and accumulation, or fp32 throughout. By default bf16; aaai2025: fp32."""
     deepspeed: str = "zero1"
-    """zero0 … zero3 (the files that scbench ships), or a DeepSpeed JSON file."""
+    """zero0 … zero3, zero2_offload, zero3_offload (the files that scbench ships), or a DeepSpeed JSON file."""
     checkpoint_every: int = 1000
     """Steps between checkpoints (one is always written at the end)."""
     keep_last: int = 2

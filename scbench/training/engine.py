@@ -6,17 +6,15 @@ One code path: a DeepSpeed engine at world size 1 as well as 64.
 import atexit
 import contextlib
 import io
-import json
 import os
 from collections.abc import Iterator
-from importlib import resources
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from scbench.config import PretrainConfig
 from scbench.errors import UserError
+from scbench.training.deepspeed_settings import WEIGHT_DECAY, offloads
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no GPU
@@ -57,71 +55,54 @@ def _leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def read_deepspeed_config(config: PretrainConfig, micro_steps: int) -> tuple[dict, list[str]]:
-    """The DeepSpeed configuration of a run, and a sentence for every setting of the file that the run overrides.
+def parameter_groups(model: nn.Module, config: PretrainConfig) -> list[dict]:
+    """AdamW decays matrices by 0.01, and neither tables, norms, biases nor Mamba's decay rates; the others decay nothing.
 
-    `config.deepspeed` is zero0 … zero3 (the file of that stage and precision that ships with scbench) or a path.
-    """
-    if config.deepspeed in ("zero0", "zero1", "zero2", "zero3"):
-        file = resources.files("scbench.ds_configs") / f"{config.deepspeed}_{config.precision}.json"
-        text = file.read_text(encoding="utf-8")
-    elif Path(config.deepspeed).is_file():
-        text = Path(config.deepspeed).read_text(encoding="utf-8")
-    else:
-        raise UserError(f"--deepspeed {config.deepspeed} is neither zero0 … zero3 nor a file.")
-    try:
-        settings = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--deepspeed {config.deepspeed} is not JSON ({error}).") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"--deepspeed {config.deepspeed} does not hold a JSON object.")
-    if "optimizer" in settings or "scheduler" in settings:
-        raise UserError(f"--deepspeed {config.deepspeed} sets an optimizer or a scheduler: remove it (use --optimizer, --lr).")
-    if "fp16" in settings and settings["fp16"].get("enabled"):
-        raise UserError(f"--deepspeed {config.deepspeed} asks for fp16: use --precision bf16 or fp32.")
-    bf16 = config.precision == "bf16"
-    stage = settings.get("zero_optimization", {}).get("stage", 0)
-    overrides = {
-        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed's unit is our micro-step; cells are counted by the loader
-        "gradient_accumulation_steps": micro_steps,
-        "gradient_clipping": config.clip,
-        "bf16": {"enabled": bf16},
-        "data_types": {"grad_accum_dtype": "fp32"} if not bf16 or stage > 0 else {},
-        "zero_allow_untested_optimizer": True,
-    }
-    settings.pop("train_batch_size", None)  # DeepSpeed derives it from the two above
-    said = ("gradient_clipping", "bf16")
-    notes = [
-        f"--deepspeed {config.deepspeed}: {name} {json.dumps(settings[name])} is overridden by {json.dumps(overrides[name])}"
-        for name in said
-        if name in settings and settings[name] != overrides[name]
-    ]
-    return {**settings, **overrides, "steps_per_print": 2**31}, notes
-
-
-def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
-    """Torch's own optimizer; AdamW decays matrices by 0.01, and neither tables, norms, biases nor Mamba's decay rates.
-
-    Its rate is 0 until `set_learning_rate`: DeepSpeed may step it while it starts.
+    The rate is 0 until `set_learning_rate`: DeepSpeed may step the optimizer while it starts.
     """
     if config.optimizer != "adamw":
-        return {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimizer](model.parameters(), lr=0.0)
+        return [{"params": list(model.parameters()), "lr": 0.0, "weight_decay": 0.0}]
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.ndim >= 2 and not name.endswith(("table", "logarithm"))]
     chosen = {id(p) for p in matrices}
-    return torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.01},
-         {"params": [p for _, p in named if id(p) not in chosen], "weight_decay": 0.0}],
-        lr=0.0,
-    )
+    return [{"params": matrices, "lr": 0.0, "weight_decay": WEIGHT_DECAY},
+            {"params": [p for _, p in named if id(p) not in chosen], "lr": 0.0, "weight_decay": 0.0}]
+
+
+def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
+    """Torch's own optimizer over `parameter_groups`."""
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimizer]
+    return kind(parameter_groups(model, config))
 
 
 def make_engine(model: nn.Module, config: PretrainConfig, settings: dict) -> deepspeed.DeepSpeedEngine:
-    """A DeepSpeed engine around `model`; the optimizer is torch's."""
+    """A DeepSpeed engine around `model`; the optimizer is torch's, or with offload DeepSpeed's Adam for the CPU."""
+    if offloads(settings):
+        _build_cpu_adam(config, settings)
+        optimizer = {"model_parameters": parameter_groups(model, config)}
+    else:
+        optimizer = {"optimizer": make_optimizer(model, config)}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory, whatever its log level
-        engine, *_ = deepspeed.initialize(model=model, optimizer=make_optimizer(model, config), config=settings)
+        engine, *_ = deepspeed.initialize(model=model, config=settings, **optimizer)
     _set_step_count(engine, 0)  # bf16 without ZeRO has made a step on zero gradients by now (deepspeed 0.19.8)
     return engine
+
+
+def _build_cpu_adam(config: PretrainConfig, settings: dict) -> None:
+    """DeepSpeed compiles its CPU Adam at its first use (a minute or two, once a machine); UserError where it can't."""
+    if settings["optimizer"]["params"].get("torch_adam"):
+        return
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            CPUAdamBuilder().load(verbose=False)
+    except Exception as error:  # whatever a compiler, ninja, or torch's way to call them may raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"--deepspeed {config.deepspeed} offloads to DeepSpeed's CPU Adam, which cannot be compiled here ({reason}): "
+            'install g++ and ninja, or set "torch_adam": true in the params of the file\'s optimizer (slower).'
+        ) from error
 
 
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:
@@ -160,7 +141,7 @@ def _set_step_count(engine: deepspeed.DeepSpeedEngine, steps: int) -> None:
     """Adam's own count of steps, which corrects the bias of its moments."""
     for state in _base_optimizer(engine).state.values():
         if "step" in state:
-            state["step"].fill_(steps)
+            state["step"] = torch.full_like(state["step"], steps) if torch.is_tensor(state["step"]) else steps
 
 
 def _link_moments(engine: deepspeed.DeepSpeedEngine) -> None:

@@ -35,6 +35,7 @@ from scbench.files import refuse_existing, write_text
 from scbench.models.model import ExpressionModel
 from scbench.training import checkpoint
 from scbench.training import engine as engines
+from scbench.training.deepspeed_settings import read_deepspeed_config
 from scbench.training.engine import dist
 from scbench.training.model_directory import record_data, write_model_directory
 from scbench.training.schedule import rates
@@ -120,7 +121,7 @@ def _pretrain(config: PretrainConfig) -> Run:
         weighted_share=0.5 if config.weighted_sampling else 0.0, lanes=config.lanes, rank=rank, world=world,
         start_step=start_step,
     )
-    settings, notes = engines.read_deepspeed_config(config, loader.micro_steps)
+    settings, notes = read_deepspeed_config(config, loader.micro_steps)
     engine = engines.make_engine(model, config, settings)
     telemetry = None
     if rank == 0:
