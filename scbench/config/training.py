@@ -7,6 +7,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from scbench.config.common import Common, Output
+from scbench.config.duration import seconds
 from scbench.config.model import ALIASES, ModelConfig, Recipe, Structure
 from scbench.errors import UserError
 
@@ -89,6 +90,12 @@ class PretrainConfig(Common):
     """Cells of the validation split to validate on (the first ones: the store is shuffled)."""
     resume: bool = False
     """Go on from the newest checkpoint in --output; starts anew if there is none."""
+    time_limit: str | None = None
+    """Save and leave in time (exit code 75) before the process is so old: 3h50m, 90m, seconds."""
+    timeout: str = "30m"
+    """How long a rank waits for the others before the run ends."""
+    peak_tflops: float | None = None
+    """The device's best rate, of which MFU is a share; by default from NVIDIA's data sheets."""
     lanes: int | None = None
     """Extents that are read side by side and mixed; by default min(64, extents, batch)."""
 
@@ -115,6 +122,11 @@ class PretrainConfig(Common):
             raise UserError(f"--data-share is {self.data_share}: it must be over 0 and at most 1.")
         if self.lr <= 0:
             raise UserError(f"--lr is {self.lr}: it must be positive.")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise UserError(f"--peak-tflops is {self.peak_tflops}: it must be positive.")
+        seconds("--timeout", self.timeout)
+        if self.time_limit is not None:
+            seconds("--time-limit", self.time_limit)
         if self.clip < 0:
             raise UserError(f"--clip is {self.clip}: it must not be negative (0 switches clipping off).")
         if self.warmup_steps is not None and self.warmup_steps < 0:
@@ -123,6 +135,16 @@ class PretrainConfig(Common):
         if self.structure == "linear_mixer" and (self.validation_max_genes or 0) > self.max_genes:
             raise UserError(f"--validation-max-genes {self.validation_max_genes} is over --max-genes {self.max_genes}: "
                             "linear_mixer has weights for the trained length only.")
+
+    @property
+    def time_limit_seconds(self) -> float | None:
+        """--time-limit in seconds."""
+        return None if self.time_limit is None else seconds("--time-limit", self.time_limit)
+
+    @property
+    def timeout_seconds(self) -> float:
+        """--timeout in seconds."""
+        return seconds("--timeout", self.timeout)
 
     def model(self, vocabulary_size: int) -> ModelConfig:
         """The shape of the model that this run trains."""

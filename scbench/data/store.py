@@ -201,6 +201,20 @@ class Split:
             raise UserError(f"a {CELLS_FILE} of {self._path} cannot be read ({error}): run `scbench verify`.") from error
         return pa.concat_tables(tables).slice(0, self.n_cells).to_pandas()
 
+    def cells_at(self, numbers: np.ndarray, columns: Sequence[str]) -> "pd.DataFrame":
+        """Rows of that table: of the cells with these numbers in the split (int64 [n], any order). Memory: a shard's rows."""
+        import pandas as pd
+        import pyarrow.parquet as pq
+
+        starts = np.concatenate([[0], np.cumsum([shard.cells for shard in self.shards])])
+        rows = pd.DataFrame(index=range(len(numbers)), columns=list(columns), dtype=object)
+        owners = np.searchsorted(starts, numbers, side="right") - 1
+        for owner in np.unique(owners):
+            here = np.flatnonzero(owners == owner)
+            table = pq.read_table(self._path / self.shards[owner].name / CELLS_FILE, columns=list(columns))
+            rows.iloc[here] = table.take(numbers[here] - starts[owner]).to_pandas().to_numpy(dtype=object)
+        return rows
+
     def _array(self, shard: ShardInfo, name: str) -> ts.TensorStore:
         """The array `name` of a shard, opened on first use and held to the manifest: its header, dtype and length."""
         array = self._arrays.get((shard.name, name))

@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -45,12 +46,12 @@ def save(run: Path, engine, step: int, loader_state: dict, keep_last: int) -> No
             _write(checkpoint_path(run, step), tensors, step, loader_state)
             for old in sorted((run / "checkpoints").glob("step-*"))[:-keep_last]:
                 shutil.rmtree(old)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             failure = error
     failed = torch.tensor([float(failure is not None)], device=engine.device)
     dist.all_reduce(failed)  # so that all ranks stop together
     if failed.item():
-        reason = failure.strerror if failure is not None else "rank 0 says why"
+        reason = getattr(failure, "strerror", None) or failure or "rank 0 says why"
         raise UserError(f"the checkpoint of step {step} could not be written to {run} ({reason}): "
                         "make room and go on with --resume; the checkpoints before it are intact.")
 
@@ -62,6 +63,12 @@ def _write(path: Path, tensors: dict[str, dict[str, Tensor]], step: int, loader_
         state = {"format": FORMAT, "step": step, "loader": loader_state,
                  "files": {file.name: sha256(file) for file in sorted(partial.iterdir())}}
         (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def remove_unfinished(run: Path) -> None:
+    """Remove what a process that was killed while it wrote a checkpoint has left."""
+    for partial in (run / "checkpoints").glob(".partial-*"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def newest(run: Path) -> Path | None:

@@ -8,12 +8,14 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
 
 from scbench.config import PretrainConfig
 from scbench.errors import UserError
+from scbench.training import launchers
 from scbench.training.deepspeed_settings import WEIGHT_DECAY, offloads
 
 if not torch.cuda.is_available():
@@ -31,11 +33,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 BUFFER = "buffer"
 
 
-def start_process_group() -> tuple[int, int]:
-    """Join the launcher's ranks, or start a group of one. Returns (rank, world size)."""
-    if "RANK" not in os.environ and "SLURM_PROCID" in os.environ and "MASTER_ADDR" in os.environ:  # srun
-        os.environ.update(RANK=os.environ["SLURM_PROCID"], LOCAL_RANK=os.environ["SLURM_LOCALID"],
-                          WORLD_SIZE=os.environ["SLURM_NTASKS"])
+def start_process_group(timeout: float = 1800.0) -> tuple[int, int]:
+    """Join the launcher's ranks, or start a group of one. Returns (rank, world size).
+
+    `timeout`: seconds that a rank waits in a collective for the others before the run ends.
+    """
+    launchers.prepare(os.environ)
     cuda = torch.cuda.is_available()
     backend = "nccl" if cuda else "gloo"
     if cuda:
@@ -45,8 +48,21 @@ def start_process_group() -> tuple[int, int]:
         if "RANK" not in os.environ:  # no launcher: a group of one needs no port
             os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on this one; alone, it means nothing
             torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
-        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+        try:
+            deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeout))
+        except torch.distributed.DistNetworkError as error:
+            if "EADDRINUSE" not in str(error):
+                raise
+            raise UserError(
+                f"port {os.environ['MASTER_PORT']} of {os.environ['MASTER_ADDR']} is taken, perhaps by another run: give the "
+                "launcher another one (torchrun --standalone finds one itself; deepspeed --master_port; srun: MASTER_PORT)."
+            ) from error
     return dist.get_rank(), dist.get_world_size()
+
+
+def device() -> torch.device:
+    """What this rank computes on."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def _leave_process_group() -> None:

@@ -16,12 +16,12 @@ import dataclasses
 import json
 import math
 import shutil
-import signal
 import sys
-import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -29,22 +29,25 @@ from scbench.config import InputLaw, PretrainConfig
 from scbench.data.batch import CellBatch
 from scbench.data.loader import Loader
 from scbench.data.stage import stage
-from scbench.data.store import Store
-from scbench.errors import DivergedError, UserError
+from scbench.data.store import Split, Store
+from scbench.errors import UserError
 from scbench.files import refuse_existing, write_text
 from scbench.models.model import ExpressionModel
-from scbench.training import checkpoint
+from scbench.training import checkpoint, faults, hardware, step_facts, stopping
 from scbench.training import engine as engines
 from scbench.training.deepspeed_settings import read_deepspeed_config
 from scbench.training.engine import dist
+from scbench.training.lifeline import Lifeline
 from scbench.training.model_directory import record_data, write_model_directory
+from scbench.training.on_device import Moment, Windows, to_host
 from scbench.training.schedule import rates
+from scbench.training.stopping import Stopping
 from scbench.training.telemetry import Telemetry, environment
 from scbench.training.validation import validate
 
 # Options that a resumed run may change: where and how it runs, not what it computes.
 MAY_CHANGE = {"store", "stage_to", "output", "resume", "json", "debug", "deepspeed", "micro_batch_cells", "checkpoint_every",
-              "keep_last", "validate_every"}
+              "keep_last", "validate_every", "time_limit", "timeout", "peak_tflops"}
 READ_LAG = 8  # steps that the host may run ahead of the losses it has read from a GPU
 
 
@@ -96,7 +99,17 @@ def _pretrain(config: PretrainConfig) -> Run:
     store = Store.open(config.store)
     if config.stage_to is not None:
         store = stage(store, config.stage_to)  # before the ranks meet: their collectives would time out meanwhile
-    rank, world = engines.start_process_group()
+    rank, world = engines.start_process_group(config.timeout_seconds)
+    with Lifeline(rank, world, engines.device(), config.timeout_seconds):
+        try:
+            return _run(config, store, rank, world)
+        except (MemoryError, RuntimeError) as error:
+            if faults.out_of_memory(error):
+                raise faults.memory_error(error, config, rank, world) from error
+            raise
+
+
+def _run(config: PretrainConfig, store: Store, rank: int, world: int) -> Run:
     train = store.split("train")
     if train.n_cells == 0:
         raise UserError(f"the store {config.store} has no training cells: prepare it with a larger training share.")
@@ -107,14 +120,15 @@ def _pretrain(config: PretrainConfig) -> Run:
     run_config = {**dataclasses.asdict(config), "steps": steps, "epochs": None, "store_fingerprint": store.fingerprint}
     if rank == 0:
         _open_run(config, run_config)
-    dist.barrier()
-    start = checkpoint.newest(config.output) if config.resume else None
+    start_step = _last_step(config, rank)
 
     model = ExpressionModel(config.model(store.vocabulary.size), store.vocabulary, config.seed)
-    start_step, tensors = 0, None
-    if start is not None:
-        start_step, tensors = checkpoint.read_state(start)["step"], checkpoint.read_tensors(start)
+    tensors = None
+    if start_step:
+        tensors = checkpoint.read_tensors(checkpoint.checkpoint_path(config.output, start_step))
         model.load_state_dict(checkpoint.model_state(tensors))
+    state_bytes = 3 * 4 * sum(p.numel() for p in model.parameters())  # master weights and two moments in fp32
+    stop = Stopping(config.time_limit_seconds, state_bytes, _read_lag(engines.device()))
     loader = Loader(
         train, store.vocabulary, model.config.inputs, seed=config.seed, batch_cells=config.batch_cells,
         micro_batch_cells=config.micro_batch_cells, mask_ratio=config.mask_ratio,
@@ -127,17 +141,31 @@ def _pretrain(config: PretrainConfig) -> Run:
     if rank == 0:
         record_data(config.output, store)
         write_text(config.output / "environment.json", json.dumps(environment(world), indent=2) + "\n")
-        telemetry = Telemetry(config.output, start_step, steps, config.batch_cells)
+        peak = hardware.peak_flops(engine.device, config.precision, config.peak_tflops)
+        telemetry = Telemetry(config.output, start_step, steps, config.batch_cells, peak and peak * world, engine.device)
         for note in notes:
             print(note, file=sys.stderr)
-    try:
-        with loader:
-            validation = _train(config, store, engine, loader, telemetry, start_step, steps, tensors, train.n_cells)
-    finally:
-        engine.destroy()  # else its hooks hold it, and the memory of a whole run, as long as the process lives
-        if telemetry is not None:
-            telemetry.close()
-    return _finish(config, store, steps, validation)
+    with stop:
+        try:
+            with loader:
+                validation = _train(config, store, train, engine, loader, telemetry, stop, start_step, steps, tensors)
+        finally:
+            engine.destroy()  # else its hooks hold it, and the memory of a whole run, as long as the process lives
+            if telemetry is not None:
+                telemetry.close()
+        return _finish(config, store, steps, validation)
+
+
+def _last_step(config: PretrainConfig, rank: int) -> int:
+    """The step of the newest whole checkpoint, 0 if the run begins. Rank 0 looks: others may see an older file system."""
+    step = torch.zeros(1, dtype=torch.int64)
+    if rank == 0 and config.resume:
+        checkpoint.remove_unfinished(config.output)
+        newest = checkpoint.newest(config.output)
+        step[0] = 0 if newest is None else checkpoint.read_state(newest)["step"]
+    step = step.to(engines.device())
+    dist.broadcast(step, 0)
+    return int(step)
 
 
 def _open_run(config: PretrainConfig, run_config: dict) -> None:
@@ -172,9 +200,9 @@ def _restore(engine, tensors: dict, step: int) -> None:
 def backward(engine, window: list[CellBatch], denominator: torch.Tensor) -> torch.Tensor:
     """Forward and backward of all micro-batches of a step; the caller's `engine.step()` ends it.
 
-    `denominator`: masked genes of all ranks' windows. Returns this rank's part of (regression loss, MVC loss, tokens).
+    `denominator`: masked genes of all ranks' windows. Returns this rank's part of (regression loss, MVC loss).
     """
-    parts = torch.zeros(3, device=engine.device)
+    parts = torch.zeros(2, device=engine.device)
     for number, batch in enumerate(window, 1):
         batch = batch._replace(denominator=denominator).to(engine.device)
         output = engine(batch)
@@ -182,63 +210,78 @@ def backward(engine, window: list[CellBatch], denominator: torch.Tensor) -> torc
         engine.backward(output.loss * (dist.get_world_size() * len(window)))
         parts[0] += output.regression_loss.detach()
         parts[1] += output.mvc_loss.detach()
-        parts[2] += batch.genes.shape[0]
         if number < len(window):
             engine.step()  # DeepSpeed counts micro-steps by it; only the last one updates
     return parts
 
 
-def _train(config, store, engine, loader, telemetry, start_step: int, steps: int, tensors: dict | None,
-           train_cells: int) -> dict[str, float]:
+def _train(config, store, train, engine, loader, telemetry, stop: Stopping, start_step: int, steps: int,
+           tensors: dict | None) -> dict[str, float]:
     """Run the optimizer steps; returns the last validation. Order of a step: batch, forward and backward of each
     micro-step, optimizer, losses read, validation, checkpoint."""
     if tensors is not None:
         _restore(engine, tensors, start_step)
     engine.train()
-    device = engine.device
-    lag = READ_LAG if device.type == "cuda" else 0
-    rate_of = rates(config, steps, train_cells)
+    device, model = engine.device, engine.module.config
+    rank, world = dist.get_rank(), dist.get_world_size()
+    lag = _read_lag(device)
+    rate_of = rates(config, steps, train.n_cells)
     split = store.split("validation")
-    inputs = _validation_inputs(config, engine.module.config.inputs)
-    unread: deque[tuple[int, torch.Tensor, dict]] = deque()
+    inputs = _validation_inputs(config, model.inputs)
+    windows = Windows(loader, device)
+    unread: deque[_Unread] = deque()
     validation: dict[str, float] = {}
-    with _StopSignal() as stop:
-        for step in range(start_step + 1, steps + 1):
-            waited = loader.wait_seconds
-            window = next(loader)
-            wait = loader.wait_seconds - waited
-            # One small reduction: the masked genes of all ranks, and whether any rank was told to stop.
-            shared = torch.stack([window[0].denominator, torch.tensor(float(stop.asked))]).to(device, non_blocking=True)
-            dist.all_reduce(shared)
-            rate = rate_of(step - 1)
-            engines.set_learning_rate(engine, rate)
-            losses = backward(engine, window, shared[0])
-            norm = engines.gradient_norm_before_step(engine)
-            engine.step()
-            dist.all_reduce(losses)
-            norm = engines.gradient_norm(engine) if norm is None else norm
-            unread.append((step, torch.cat([losses, shared[1:]]), {"lr": rate, "gradient_norm": norm, "wait_seconds": wait}))
-            last = step == steps
-            saving = last or step % config.checkpoint_every == 0
-            stopping = False
-            while unread and (len(unread) > lag or saving):
-                stopping = _read(*unread.popleft(), config, telemetry) or stopping
-            if split.n_cells and (last or step % config.validate_every == 0) and not stopping:
-                validation = validate(
-                    engine, split, store.vocabulary, inputs, seed=config.seed, mask_ratio=config.mask_ratio,
-                    max_cells=config.validation_cells, batch_cells=config.micro_batch_cells or 32,
-                )
-                if telemetry is not None:
-                    telemetry.validation(step, validation)
-            if saving or stopping:
-                while unread:
-                    _read(*unread.popleft(), config, telemetry)
-                checkpoint.save(config.output, engine, step, loader.state(), config.keep_last)
-            if stopping:
-                if telemetry is not None:
-                    print(f"stopped by a signal after step {step}: go on with --resume", file=sys.stderr)
-                raise SystemExit(128 + signal.SIGTERM)
+    before = Moment(device)
+    for step in range(start_step + 1, steps + 1):
+        waited = loader.wait_seconds
+        window, on_device = next(windows)
+        wait = loader.wait_seconds - waited
+        shared = step_facts.facts(window, stop.wishes(), model, rank, world).to(device, non_blocking=True)
+        dist.all_reduce(shared)
+        rate = rate_of(step - 1)
+        engines.set_learning_rate(engine, rate)
+        losses = backward(engine, on_device, shared[0])
+        norm = engines.gradient_norm_before_step(engine)
+        engine.step()
+        dist.all_reduce(losses)
+        norm = engines.gradient_norm(engine) if norm is None else norm
+        values = to_host(torch.cat([losses, torch.as_tensor(norm, dtype=losses.dtype, device=device).view(1), shared]))
+        after = Moment(device)
+        unread.append(_Unread(step, values, before, after, {"lr": rate, "wait_seconds": wait}))
+        before = after
+        windows.fetch()
+        last = step == steps
+        saving = last or step % config.checkpoint_every == 0
+        validating = bool(split.n_cells) and (last or step % config.validate_every == 0)
+        why = None
+        while unread and (why or saving or validating or len(unread) > lag):
+            why = _read(unread.popleft(), config, train, telemetry) or why
+        if validating and not why:
+            started = time.monotonic()
+            validation = validate(
+                engine, split, store.vocabulary, inputs, seed=config.seed, mask_ratio=config.mask_ratio,
+                max_cells=config.validation_cells, batch_cells=config.micro_batch_cells or 32,
+            )
+            if telemetry is not None:
+                telemetry.validation(step, validation)
+            stop.validated(time.monotonic() - started)
+        if saving or why:
+            started = time.monotonic()
+            if telemetry is not None:
+                telemetry.flush()
+            checkpoint.save(config.output, engine, step, {"step": step}, config.keep_last)
+            stop.saved(time.monotonic() - started)
+        if why and not last:
+            if telemetry is not None:
+                print(f"stopped by {why} after step {step}: go on with --resume", file=sys.stderr)
+            raise SystemExit(stopping.exit_code(why))
+        if validating or saving:
+            before = Moment(device)
     return validation
+
+
+def _read_lag(device: torch.device) -> int:
+    return READ_LAG if device.type == "cuda" else 0
 
 
 def _validation_inputs(config: PretrainConfig, inputs: InputLaw) -> InputLaw:
@@ -246,36 +289,28 @@ def _validation_inputs(config: PretrainConfig, inputs: InputLaw) -> InputLaw:
     return inputs.with_max_genes(config.validation_max_genes or inputs.max_genes)
 
 
-def _read(step: int, values: torch.Tensor, row: dict, config: PretrainConfig, telemetry: Telemetry | None) -> bool:
-    """Wait for a step's losses, record them, and say whether some rank was told to stop."""
-    regression, mvc, tokens, stopped = values.tolist()
-    if not math.isfinite(regression + mvc):
-        first = (step - 1) * config.batch_cells
-        raise DivergedError(
-            f"the loss of step {step} is not finite (seed {config.seed}, samples {first} to "
-            f"{first + config.batch_cells - 1}): lower --lr, or go on from the last checkpoint with --resume."
-        )
+class _Unread(NamedTuple):
+    """A step whose numbers are on their way to the host."""
+
+    step: int
+    values: torch.Tensor  # regression loss, MVC loss, gradient norm, step_facts
+    before: Moment
+    after: Moment
+    row: dict[str, float]
+
+
+def _read(unread: _Unread, config: PretrainConfig, train: Split, telemetry: Telemetry | None) -> str | None:
+    """Wait for a step's numbers, record them, and say why the run should stop, if it should."""
+    unread.after.wait()
+    regression, mvc, norm, *shared = unread.values.tolist()
+    what = faults.not_finite({"loss": regression + mvc, "gradient": norm})
+    if what:
+        raise faults.diverged(what, unread.step, config, train, writes=telemetry is not None)
+    wishes, work = step_facts.read(shared)
     if telemetry is not None:
-        telemetry.step(step, {"loss": regression + mvc, "regression_loss": regression, "mvc_loss": mvc, "tokens": tokens,
-                              **{name: float(value) for name, value in row.items()}})
-    return stopped > 0
-
-
-class _StopSignal:
-    """Notes SIGTERM, so that the run can save and leave after the step."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "_StopSignal":
-        self.before = None
-        if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked", True))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
+        losses = {"loss": regression + mvc, "regression_loss": regression, "mvc_loss": mvc, "gradient_norm": norm}
+        telemetry.step(unread.step, {**losses, **unread.row, **work}, unread.after.seconds_since(unread.before))
+    return stopping.reason(wishes)
 
 
 def _finish(config: PretrainConfig, store: Store, steps: int, validation: dict[str, float]) -> Run:

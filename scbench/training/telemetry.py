@@ -5,7 +5,6 @@ import math
 import os
 import platform
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 
 from scbench import __version__
 from scbench.files import write_text
+from scbench.training.hardware import peak_memory
 
 
 def environment(world: int) -> dict:
@@ -31,8 +31,17 @@ def environment(world: int) -> dict:
     }
 
 
+OF_THE_MACHINE = ("cells_per_second", "tokens_per_second", "mfu", "wait_share", "peak_memory_bytes")  # no part of the result
+
+
 class Telemetry:
     """The metrics of a run; used by rank 0 only.
+
+    A step's row: loss, regression_loss, mvc_loss, gradient_norm (before clipping), lr; tokens, of all ranks, and
+    token_imbalance, the busiest rank's over the mean rank's; cells_per_second, tokens_per_second; mfu; wait_share, the part of
+    the step's time in which rank 0 waited for data; peak_memory_bytes of rank 0.
+
+        mfu = FLOPs that training needs for the step's cells (models/flops.py) / (seconds × ranks × peak of a device)
 
     Parameters
     ----------
@@ -41,10 +50,15 @@ class Telemetry:
     start_step
         Steps done before: rows of later steps, left by a run that was killed, are cut off.
     steps, batch_cells
-        Of the whole run, for the progress bar.
+        Of the whole run.
+    peak
+        FLOP/s of all devices together at best, or None.
+    device
+        Of rank 0.
     """
 
-    def __init__(self, run: Path, start_step: int, steps: int, batch_cells: int):
+    def __init__(self, run: Path, start_step: int, steps: int, batch_cells: int, peak: float | None,
+                 device: torch.device):
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = run / "metrics.jsonl"
@@ -52,15 +66,18 @@ class Telemetry:
         write_text(self.path, "".join(f"{row}\n" for row in rows if _step(row) <= start_step))
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the life of the run
         self.tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1)
-        self.batch_cells = batch_cells
-        self.last_time = time.monotonic()
+        self.batch_cells, self.peak, self.device = batch_cells, peak, device
         self.progress = _progress(steps, start_step)
 
-    def step(self, step: int, row: dict[str, float]) -> None:
-        """Record one optimizer step (counted from 1)."""
-        now = time.monotonic()
-        row = {**row, "cells_per_second": self.batch_cells / (now - self.last_time)}
-        self.last_time = now
+    def step(self, step: int, row: dict[str, float], seconds: float) -> None:
+        """Record one optimizer step (counted from 1), which took so long."""
+        row = dict(row)
+        flops = row.pop("teraflops") * 1e12
+        row["wait_share"] = min(1.0, row.pop("wait_seconds") / seconds)
+        row["cells_per_second"] = self.batch_cells / seconds
+        row["tokens_per_second"] = row["tokens"] / seconds
+        row["mfu"] = flops / (seconds * self.peak) if self.peak else math.nan
+        row["peak_memory_bytes"] = peak_memory(self.device) or math.nan
         self._write(step, row)
         if self.progress:
             bar, task = self.progress
@@ -69,14 +86,19 @@ class Telemetry:
     def validation(self, step: int, result: dict[str, float]) -> None:
         """Record a validation after `step` steps."""
         self._write(step, {f"validation_{name}": value for name, value in result.items()})
-        self.last_time = time.monotonic()
 
     def _write(self, step: int, row: dict[str, float]) -> None:
         clean = {k: v if math.isfinite(v) else None for k, v in row.items()}  # JSON has no NaN
         self.file.write(json.dumps({"step": step, **clean}) + "\n")
         self.file.flush()
         for name, value in row.items():
-            self.tensorboard.add_scalar(name, value, step)
+            if math.isfinite(value):
+                self.tensorboard.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Put what was recorded on the disk: before a checkpoint, lest a run that goes on from it has a gap."""
+        os.fsync(self.file.fileno())
+        self.tensorboard.flush()
 
     def close(self) -> None:
         """Flush everything."""
