@@ -42,7 +42,11 @@ def start_process_group(timeout: float = 1800.0) -> tuple[int, int]:
     cuda = torch.cuda.is_available()
     backend = "nccl" if cuda else "gloo"
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        number = int(os.environ.get("LOCAL_RANK", 0))
+        if number >= torch.cuda.device_count():  # srun --gpus-per-task=1 shows each task its own GPU only
+            number %= torch.cuda.device_count()
+            os.environ["LOCAL_RANK"] = str(number)  # which DeepSpeed takes for the device too
+        torch.cuda.set_device(number)
     if not dist.is_initialized():
         atexit.register(_leave_process_group)
         if "RANK" not in os.environ:  # no launcher: a group of one needs no port
