@@ -23,6 +23,7 @@ VERBS = {  # config of the verb → the function that runs it
     config.EvaluateConfig: "scbench.evaluation.evaluate:run_evaluate",
     config.DemoConfig: "scbench.evaluation.demo:run_demo",
     config.CompareConfig: "scbench.evaluation.compare:run_compare",
+    config.PlanConfig: "scbench.training.plan:run_plan",
     config.ExportConfig: "scbench.training.export:run_export",
     config.ImportReferenceConfig: "scbench.models.import_reference:run_import_reference",
 }
@@ -42,6 +43,7 @@ def parse(arguments: list[str]) -> config.Common:
     app.command(config.EmbedConfig, name="embed")
     app.command(benchmark, name="benchmark")
     app.command(config.CompareConfig, name="compare")
+    app.command(config.PlanConfig, name="plan")
     app.command(config.ExportConfig, name="export")
     app.command(config.ImportReferenceConfig, name="import-reference")
     description = "Pretrain and benchmark foundation models of single-cell transcriptomes."

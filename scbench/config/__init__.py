@@ -18,6 +18,7 @@ from scbench.config.model import (
     InputLaw,
     ModelConfig,
 )
+from scbench.config.plan import PlanConfig
 from scbench.config.training import PretrainConfig
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "InfoConfig",
     "InputLaw",
     "ModelConfig",
+    "PlanConfig",
     "PrepareConfig",
     "PretrainConfig",
     "VerifyConfig",

@@ -1,0 +1,191 @@
+"""The memory of a training step on one rank, by arithmetic: what `scbench plan` predicts.
+
+Three parts, each read off the code and held against counted steps (benchmarks/plan_check.py):
+
+    states       parameters, optimizer, gradients and DeepSpeed's buffers (0.19.8), multiples of the parameters: exact
+    kept         what autograd keeps from the forward pass for the backward, on the PyTorch paths of the ops (the Triton
+                 kernels keep less): a law linear in tokens for each structure, exact but for vectors of a few bytes a token
+    working      the largest temporaries beside those: one constant for each structure, counted
+
+Recipe default. All in bytes; e is the size of an element of the weights: 2 in bf16, 4 in fp32.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from scbench.config import ModelConfig
+from scbench.models.embedding import GeneValueEmbedding
+from scbench.models.encoders import ENCODERS
+from scbench.models.encoders.gnn import FACTOR_WIDTH
+from scbench.models.encoders.mamba import EXPANSION, STATES
+from scbench.models.heads import LibrarySizeOffset, MvcHead, RegressionHead
+
+BUCKET = 5_000_000  # elements: reduce_bucket_size of the shipped files
+SMALL_PARAMETER = 10_000  # elements: stage3_param_persistence_threshold of the shipped files
+ELEMENT = {"bf16": 2, "fp32": 4}
+SCAN_BORDER = 8  # places of a chunk of the scan's PyTorch path
+
+
+class Parameters(NamedTuple):
+    """Elements of a model."""
+
+    total: int
+    largest: int  # of one parameter: the gene table
+    group: int  # of the optimizer's larger group: what AdamW decays, or the rest
+    small: int  # in parameters that ZeRO-3 leaves whole on every rank
+
+
+@cache
+def parameters_of(config: ModelConfig) -> Parameters:
+    """Counted on the model's own modules, without their memory."""
+    with torch.device("meta"):
+        parts = nn.ModuleDict({"embedding": GeneValueEmbedding(config, 0), "encoder": ENCODERS[config.structure](config)})
+        if config.regression:
+            parts["regression_head"] = RegressionHead(config.width)
+        if config.mvc:
+            parts["mvc_head"] = MvcHead(config.width)
+        if config.library_size_offset:
+            parts["offset"] = LibrarySizeOffset(config.width)
+    named = list(parts.named_parameters())
+    total = sum(p.numel() for _, p in named)
+    decayed = sum(p.numel() for name, p in named if p.ndim >= 2 and not name.endswith(("table", "logarithm")))
+    return Parameters(total, max(p.numel() for _, p in named), max(decayed, total - decayed),
+                      sum(p.numel() for _, p in named if p.numel() < SMALL_PARAMETER))
+
+
+class Micro(NamedTuple):
+    """A micro-batch."""
+
+    cells: float
+    tokens: float  # `<cls>` included
+    longest: float  # tokens of the longest cell
+    masked: float
+    queries: float  # distinct masked genes
+
+
+def kept_bytes(config: ModelConfig, precision: str, micro: Micro) -> float:
+    """What autograd keeps from the forward pass for the backward, weights and the batch left out."""
+    e, width, drops = ELEMENT[precision], config.width, int(config.dropout > 0)
+    states = micro.tokens * width  # elements of one [T, D] tensor
+    embedding = 4 * states + (4 * width**2 if e < 4 else 0)  # the value MLP's hidden layer and weights, in fp32
+    pooling = 4 * states if config.pooling == "avg" else 0
+    mvc = (5 * e + 4) * micro.queries * width + 20 * micro.masked if config.mvc else 0
+    regression = (4 * e + 4) * micro.masked * width + 12 * micro.masked if config.regression else 0
+    return embedding + _encoder_bytes(config, e, drops, micro) + pooling + mvc + regression
+
+
+def _encoder_bytes(config: ModelConfig, e: int, drops: int, micro: Micro) -> float:
+    tokens, width, layers = micro.tokens, config.width, config.layers
+    states = tokens * width
+    match config.structure:
+        case "transformer":
+            # Input, query, key, value, attention's output, two sums and a norm's output, ReLU, and its dropped copy; masks.
+            # fp32 takes torch's attention cell by cell, which keeps its output once more.
+            attention = states * e + 4 * tokens * config.heads if e == 4 else 0
+            return layers * ((9 + drops) * states * e + 3 * drops * states + 4 * e * tokens + attention)
+        case "linear":
+            return layers * ((4 + drops) * states * e + 2 * drops * states + 2 * e * tokens)
+        case "gnn":  # F's rows, hidden layer and its GELU; F and G side by side
+            factors = (3 * FACTOR_WIDTH + 2 * FACTOR_WIDTH) * tokens * e
+            return layers * (4 * states * e + drops * states + factors + 2 * e * tokens)
+        case "mamba":
+            # Three sums in fp32 (a norm's input and output, steps before and after softplus: 24 bytes), 15 elements of
+            # the weights' dtype, and the scan's states at the borders of its chunks
+            rank = -(-width // 16)
+            borders = 4 * STATES * EXPANSION * states / SCAN_BORDER
+            layer = (24 + 15 * e) * states + drops * states + (rank + 2 * STATES) * e * tokens + 4 * tokens + borders
+            return layers * layer + 8 * states + 4 * tokens  # the last norm
+        case "cnn" | "cnn_sorted":
+            rows, total = micro.cells * micro.longest, 0.0
+            total += rows * width * e + 8 * tokens  # the cells side by side, padded
+            for number in range(layers):
+                out = rows if number % 6 == 0 else micro.cells * -(-rows // micro.cells // 2)
+                # Input of convolution and pool; of norm and GELU; the pool's 64-bit indices; masks
+                total += 2 * e * rows * width + (2 * e + 8 + drops) * out * width + (2 * e + 1) * out + rows
+                rows = out
+            return total
+        case "linear_mixer":
+            positions, total = config.max_genes + 1, 8.0 * tokens
+            total += micro.cells * positions * width * e
+            for number in range(layers):
+                new = 1 if number == layers - 1 else max(1, positions // 2)
+                total += micro.cells * (2 * e * (positions + new) * width + 2 * e * new)
+                positions = new
+            return total
+    raise ValueError(config.structure)
+
+
+# Bytes of temporaries a state (a token's channel) at the peak, counted by benchmarks/plan_check.py.
+WORKING = {"transformer": 4.4, "linear": 3.2, "gnn": 4.4, "mamba": 6.0, "cnn": 7.0, "cnn_sorted": 7.0, "linear_mixer": 1.6}
+
+
+def working_bytes(config: ModelConfig, precision: str, micro: Micro, *, cpu: bool) -> float:
+    """Temporaries beside what is kept. Paths that go cell by cell hold a cell's scores three times."""
+    e = ELEMENT[precision]
+    rows = micro.cells * micro.longest if config.structure in ("cnn", "cnn_sorted", "linear_mixer") else micro.tokens
+    working = WORKING[config.structure] * rows * config.width
+    if config.structure == "gnn":
+        return max(working + e * rows * 2 * FACTOR_WIDTH, 3 * e * micro.longest**2)
+    if config.structure == "transformer" and (cpu or e == 4):
+        return max(working, 3 * e * config.heads * micro.longest**2)
+    return working
+
+
+class Memory(NamedTuple):
+    """Bytes of one rank. `peak` is less than the sum: not everything is there at once."""
+
+    parameters: float
+    optimizer: float  # master weights and moments
+    gradients: float  # the most that is held of them, the dense gradient of the gene table included
+    buffers: float  # DeepSpeed's
+    activations: float  # kept and working
+    peak: float
+    host: float = 0.0  # with offload: pinned memory of the host
+
+
+def memory_of(config: ModelConfig, precision: str, deepspeed: str, world: int, micro: Micro, micro_steps: int, *,
+              cpu: bool = False) -> Memory:
+    """The memory of a step of `micro_steps` equal micro-batches, with AdamW and the shipped file `deepspeed`."""
+    counted, e = parameters_of(config), ELEMENT[precision]
+    stage, offload, bf16 = int(deepspeed[4]), deepspeed.endswith("offload"), precision == "bf16"
+    number, table, share = counted.total, counted.largest, counted.total / world
+    several, accumulates = int(world > 1), int(micro_steps > 1)
+    activations = kept_bytes(config, precision, micro) + working_bytes(config, precision, micro, cpu=cpu)
+    master = 0 if stage == 0 and not bf16 else 4  # without ZeRO, fp32 weights are their own master
+    parameters, optimizer = e * number, (master + 8) * (share if stage else number)
+    buffers = gathered = 0.0
+    # What the backward's end holds beside parameters and optimizer, what waits there between micro-steps, and what the
+    # update adds: AdamW's two temporaries, of its larger group.
+    if stage == 0:
+        end = (1 + several) * e * number + 4 * table
+        waiting, update = e * number, (1 + several) * e * number + (4 * number if bf16 else 0) + 8 * counted.group
+    elif stage == 1 and bf16:  # fp32 gradients accumulate beside the bf16 ones
+        end, waiting = 10 * number + 4 * share, 4 * number
+        update = 4 * number + 4 * share + 8 * counted.group / world
+    elif stage == 2 and bf16:
+        buffers = 2.0 * BUCKET
+        end, waiting = 2 * number + 4 * share + 4 * table, 4 * share
+        update = 4 * share + 8 * counted.group / world
+    elif stage < 3:  # fp32: slices of the gradients keep the whole ones
+        buffers = 4.0 * BUCKET
+        end = 4 * number * (1 + several * (stage == 1))
+        waiting, update = 4 * number, end + 8 * counted.group / world
+    else:
+        parameters = e * (share + several * counted.small)
+        buffers = float(e * BUCKET)
+        gathered = several * e * (table + min(BUCKET, number - table)) if not offload else e * (table + min(BUCKET, number))
+        end, waiting = e * number + 4 * table + 4 * share + several * e * table, 4 * share
+        update = 4 * share + 12 * counted.group / world
+    host = 0.0
+    if offload:
+        host, optimizer, update = optimizer + 4 * share, 0.0, e * share
+        if stage == 3:
+            host, parameters = host + e * share, e * counted.small
+            end, waiting = e * number + 4 * table + e * table, 0.0
+    always = parameters + optimizer
+    forward = activations + gathered + buffers + waiting * accumulates + (4 * share if stage == 3 and not offload else 0)
+    peak = always + max(forward, end + buffers, update + (buffers if stage == 3 else 0))
+    return Memory(parameters, optimizer, end, buffers, activations, peak, host)
