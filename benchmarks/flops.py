@@ -2,9 +2,12 @@
 
 import numpy as np
 
+from scbench.config import ModelConfig
+from scbench.models.flops import encoder_flops, head_flops, value_mlp_flops
+
 FORMULA = """\
 MFU = needed FLOPs / (peak x time), the same needed FLOPs for every implementation.
-  forward, per token and layer:  8 d^2 (projections) + 4 d ff (feed-forward) + 4 L d (attention), L = tokens of its cell
+  forward, per token and layer:  8 d^2 (projections) + 4 d^2 (feed-forward) + 4 L d (attention), L = tokens of its cell
   forward, heads:                4 d^2 + 2 d per masked gene (regression), 6 d^2 per distinct masked gene + 2 d per masked
                                  gene (MVC)
   step:                          3 x forward (the backward is counted as twice the forward)
@@ -12,10 +15,9 @@ MFU = needed FLOPs / (peak x time), the same needed FLOPs for every implementati
 Peak = the best bf16 matrix rate of the listed shapes on this machine, before or after the timed steps."""
 
 
-def forward_flops(
-    lengths: np.ndarray, masked: int, queries: int, *, width: int, feed_forward: int, layers: int
-) -> tuple[int, int]:
-    """FLOPs that a forward pass needs, a multiply-add counted as two: (encoder, heads).
+def forward_flops(lengths: np.ndarray, masked: int, queries: int, *, width: int, layers: int) -> tuple[int, int]:
+    """FLOPs that a transformer's forward pass needs, a multiply-add counted as two: (encoder, heads). By the formula of
+    scbench/models/flops.py, without the value MLP.
 
     Parameters
     ----------
@@ -24,11 +26,9 @@ def forward_flops(
     masked, queries
         Masked genes, and distinct ones among them.
     """
-    lengths = np.asarray(lengths, dtype=np.int64)
-    per_token = 8 * width**2 + 4 * width * feed_forward
-    encoder = layers * (per_token * int(lengths.sum()) + 4 * width * int((lengths**2).sum()))
-    heads = masked * (4 * width**2 + 2 * width) + queries * 6 * width**2 + masked * 2 * width
-    return encoder, heads
+    shape = ModelConfig(vocabulary_size=1, width=width, layers=layers, heads=1)
+    encoder = (encoder_flops(shape, lengths) - value_mlp_flops(shape, lengths)).sum()
+    return int(encoder), int(head_flops(shape, masked, queries))
 
 
 def step_flops(lengths: np.ndarray, masked: int, queries: int, **shape: int) -> int:

@@ -92,7 +92,7 @@ def _rounds(steps: dict[str, TrainingStep], batches: list[CellBatch], warmup: in
 
 def _needed(batch: CellBatch, options: Options) -> int:
     return step_flops(batch.cell_offsets.diff().numpy(), len(batch.masked), len(batch.query_genes),
-                      width=options.width, feed_forward=options.width, layers=options.layers)
+                      width=options.width, layers=options.layers)
 
 
 def report(rows: list[dict]) -> None:

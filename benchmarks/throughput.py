@@ -76,7 +76,7 @@ def measure(options: ThroughputOptions) -> dict:
         for part, value in zip(seconds, (end - start, forward, middle - start - forward, end - middle), strict=True):
             seconds[part].append(value)
         needed = step_flops(batch.cell_offsets.diff().numpy(), len(batch.masked), len(batch.query_genes),
-                            width=options.width, feed_forward=options.width, layers=options.layers)
+                            width=options.width, layers=options.layers)
         for rate, amount in zip(rates, (batch.n_cells, len(batch.genes), needed), strict=True):
             rates[rate].append(amount / (end - start))
     peak = max(peak, machine.matrix_peak(device))

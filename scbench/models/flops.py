@@ -40,7 +40,7 @@ def encoder_flops(config: ModelConfig, tokens: np.ndarray) -> np.ndarray:
     """FLOPs of the value MLP and the encoder in a forward pass over each cell, float64 [B]."""
     tokens = np.asarray(tokens, dtype=np.float64)
     width = config.width
-    value_mlp = 2 * width**2 * tokens
+    value_mlp = value_mlp_flops(config, tokens)
     if config.structure in ("cnn", "cnn_sorted"):
         return value_mlp + _cnn(config, tokens)
     if config.structure == "linear_mixer":
@@ -51,6 +51,11 @@ def encoder_flops(config: ModelConfig, tokens: np.ndarray) -> np.ndarray:
         "gnn": (4 * FACTOR_WIDTH**2 + 2 * width**2) * tokens + (4 * FACTOR_WIDTH + 2 * width) * tokens**2,
         "mamba": _mamba_token(width) * tokens,
     }[config.structure]
+
+
+def value_mlp_flops(config: ModelConfig, tokens: np.ndarray) -> np.ndarray:
+    """FLOPs of the value MLP's second layer. (As a piecewise-linear function, in the Triton kernel, it needs none of them.)"""
+    return 2 * config.width**2 * np.asarray(tokens, dtype=np.float64)
 
 
 def head_flops(config: ModelConfig, masked: np.ndarray, queries: np.ndarray) -> np.ndarray:

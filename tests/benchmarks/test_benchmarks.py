@@ -139,7 +139,7 @@ def test_flops_are_those_that_torch_counts(import_benchmark):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
         loss.backward()
     # Every masked gene has its own query here, so queries = masked genes.
-    sizes, shape = (np.full(cells, length), n_masked, n_masked), {"width": width, "feed_forward": width, "layers": layers}
+    sizes, shape = (np.full(cells, length), n_masked, n_masked), {"width": width, "layers": layers}
     encoder, heads = flops.forward_flops(*sizes, **shape)
     counted = {name.split(".")[-1]: sum(operations.values()) for name, operations in forward.get_flop_counts().items()}
     assert counted["encoder"] == encoder
@@ -152,7 +152,7 @@ def test_flops_are_those_that_torch_counts(import_benchmark):
 def test_the_goal_costs_what_is_stated(import_benchmark):
     """A cell of 513 tokens, 6 layers x 256, heads at 205 masked genes: about 12.5 GFLOP."""
     flops = import_benchmark("flops")
-    cost = flops.step_flops(np.array([513]), 205, 205, width=256, feed_forward=256, layers=6)
+    cost = flops.step_flops(np.array([513]), 205, 205, width=256, layers=6)
     assert cost == pytest.approx(12.5e9, rel=0.01)
 
 
