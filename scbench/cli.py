@@ -51,7 +51,8 @@ def parse(arguments: list[str]) -> config.Common:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one verb. Exit codes: 0 done, 2 the user's input is wrong, 130 interrupted, 143 stopped by SIGTERM."""
+    """Run one verb. Exit codes: 0 done, 1 another rank died, 2 the user's input is wrong, 75 saved in time and to be gone on
+    with (training/stopping.py), 130 interrupted, 143 stopped by SIGTERM."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and re.fullmatch(r"--local[-_]rank=\d+", arguments[0]):
         arguments = arguments[1:]  # the deepspeed launcher puts it before the verb; LOCAL_RANK says the same

@@ -60,8 +60,9 @@ class Lifeline:
                 while len(self._peers) < world - 1:
                     connection, _ = server.accept()
                     connection.settimeout(timeout)
-                    word, number, host, pid = _line(connection).split(" ")
-                    if word == str(secret):
+                    word, *rest = _line(connection).split(" ")
+                    if word == str(secret):  # else a stranger
+                        number, host, pid = rest
                         self._peers[connection] = f"rank {number} (process {pid} on {host})"
         else:
             connection = socket.create_connection((os.environ["MASTER_ADDR"], port), timeout)

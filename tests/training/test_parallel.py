@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scbench.config import OWN_POOLING, STRUCTURES
+
 WORKER = Path(__file__).with_name("parallel_worker.py")
 
 
-def train(store: Path, out: Path, *, world=1, stage=0, micro=32, mvc="mvc", plant=()) -> dict[str, np.ndarray]:
+def train(store: Path, out: Path, *, structure="transformer", steps=20, world=1, stage=0, micro=32, mvc="mvc",
+          plant=()) -> dict[str, np.ndarray]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -20,8 +23,9 @@ def train(store: Path, out: Path, *, world=1, stage=0, micro=32, mvc="mvc", plan
     for rank in range(world):
         environment = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(WORKER), str(store), str(out), str(stage), str(micro), mvc, *plant]
-        ranks.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
+        command = [sys.executable, WORKER, store, out, structure, steps, stage, micro, mvc, *plant]
+        ranks.append(subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE,
+                                      stdout=subprocess.DEVNULL, text=True))
     for process in ranks:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors[-3000:]
@@ -76,6 +80,37 @@ def test_splitting_changes_nothing(small_store, tmp_path, reference, world, stag
 def test_splitting_changes_nothing_without_mvc(small_store, tmp_path, reference):
     results = train(small_store, tmp_path / "out.npz", world=2, stage=3, micro=8, mvc="no-mvc")
     assert_same_training(results, reference["no-mvc"])
+
+
+STRUCTURE_STEPS = 4
+# Each structure at every stage, on every number of ranks, each with and without accumulation and MVC somewhere: stages and
+# ranks are paired differently from structure to structure, so that all sixteen pairs are met.
+SPLITS = [(structure, (number + shift) % 4 + 1, number, (32, 4)[(number + shift // 2) % 2],
+           ("mvc", "no-mvc")[(number // 2 + shift) % 2]) for shift, structure in enumerate(STRUCTURES) for number in range(4)]
+
+
+@pytest.fixture(scope="module")
+def references(small_store, tmp_path_factory):
+    """One process of each structure, made when it is asked for."""
+    out, made = tmp_path_factory.mktemp("structures"), {}
+
+    def reference(structure: str, mvc: str) -> dict[str, np.ndarray]:
+        if (structure, mvc) not in made:
+            path = out / f"{structure}-{mvc}.npz"
+            made[structure, mvc] = train(small_store, path, structure=structure, steps=STRUCTURE_STEPS, mvc=mvc)
+        return made[structure, mvc]
+
+    return reference
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("structure", "world", "stage", "micro", "mvc"), SPLITS)
+def test_splitting_changes_nothing_for_any_structure(small_store, tmp_path, references, structure, world, stage, micro, mvc):
+    if structure in OWN_POOLING:
+        mvc = "mvc"  # it has no other head
+    results = train(small_store, tmp_path / "out.npz", structure=structure, steps=STRUCTURE_STEPS, world=world, stage=stage,
+                    micro=micro, mvc=mvc)
+    assert_same_training(results, dict(references(structure, mvc)))
 
 
 def test_a_gradient_wrong_by_half_is_caught(small_store, tmp_path, reference):
