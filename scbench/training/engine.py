@@ -56,8 +56,8 @@ def start_process_group(timeout: float = 1800.0) -> tuple[int, int]:
             deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeout))
         except torch.distributed.DistStoreError as error:
             raise UserError(
-                f"rank {os.environ['RANK']} waited {timeout:.0f} s for the other {int(os.environ['WORLD_SIZE']) - 1} ranks at "
-                f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: see what became of them, or give a longer --timeout."
+                f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} waited {timeout:.0f} s for the others at "
+                f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: see where they are, or give a longer --timeout."
             ) from error
         except torch.distributed.DistNetworkError as error:
             if "EADDRINUSE" not in str(error):
