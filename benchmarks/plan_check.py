@@ -56,9 +56,10 @@ def measured(listed: list[Case], world: int) -> list[dict]:
         settings, out = Path(folder, "settings.json"), Path(folder, "out.json")
         settings.write_text(json.dumps([dataclasses.asdict(case) for case in listed]))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
-        ranks = [subprocess.Popen([sys.executable, WORKER, settings, out],
-                                  env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-                 for rank in range(world)]
+        ranks = []
+        for rank in map(str, range(world)):
+            environment = {**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank}
+            ranks.append(subprocess.Popen([sys.executable, WORKER, settings, out], env=environment, stderr=subprocess.DEVNULL))
         if sum(process.wait() for process in ranks):
             raise SystemExit("a rank failed")
         return [row["measured"] for row in json.loads(out.read_text())]

@@ -80,6 +80,7 @@ def measure(case: Case) -> dict[str, int]:
         engines.set_learning_rate(engine, 1e-4)
         denominator = batch.denominator * case.world * case.micro_steps
         for _ in range(STEPS):
+            gc.collect()  # else a bucket of the step before, in a cycle, may still be there: up to 20 MB more, now and then
             with record_function("phase: gradients"):
                 backward(engine, [batch] * case.micro_steps, denominator)
             with record_function("phase: update"):

@@ -146,46 +146,57 @@ class Memory(NamedTuple):
     host: float = 0.0  # with offload: pinned memory of the host
 
 
+class _Gradients(NamedTuple):
+    """Bytes beside parameters, optimizer and activations, at three moments of a step."""
+
+    waiting: float  # accumulators that are there while the next micro-batch runs forward
+    end: float  # at the end of a backward pass
+    update: float  # while the optimizer steps: gradients, and AdamW's two temporaries of its larger group
+    buffers: float = 0.0  # a bucket
+
+
+def _gradients(counted: Parameters, stage: int, world: int, bf16: bool) -> _Gradients:
+    """DeepSpeed 0.19.8 as it was counted at one and two ranks. The sum for the gene table's gradient is made in fp32."""
+    e, several = (2 if bf16 else 4), int(world > 1)
+    number, table, share, group = counted.total, counted.largest, counted.total / world, counted.group / world
+    if stage == 0:
+        whole = (1 + several) * e * number
+        return _Gradients(e * number, whole + 4 * table, whole + (4 * number if bf16 else 0) + 8 * counted.group)
+    if stage == 1 and bf16:  # fp32 accumulators beside the bf16 gradients
+        return _Gradients(4 * number, 10 * number + 4 * share, 4 * number + 4 * share + 8 * group)
+    if stage == 2 and bf16:
+        return _Gradients(4 * share, 2 * number + 4 * share + 4 * table, 4 * share + 8 * group, 2.0 * BUCKET)
+    if stage < 3:  # fp32: slices of the gradients keep the whole ones alive
+        whole = 4 * number * (1 + several * (stage == 1))
+        return _Gradients(4 * number, whole, whole + 8 * group, 4.0 * BUCKET)
+    gathered = several * e * table
+    return _Gradients(4 * share, e * number + 4 * table + 4 * share + gathered, 4 * share + 12 * group + e * table,
+                      float(e * BUCKET))
+
+
 def memory_of(config: ModelConfig, precision: str, deepspeed: str, world: int, micro: Micro, micro_steps: int, *,
               cpu: bool = False) -> Memory:
     """The memory of a step of `micro_steps` equal micro-batches, with AdamW and the shipped file `deepspeed`."""
     counted, e = parameters_of(config), ELEMENT[precision]
     stage, offload, bf16 = int(deepspeed[4]), deepspeed.endswith("offload"), precision == "bf16"
     number, table, share = counted.total, counted.largest, counted.total / world
-    several, accumulates = int(world > 1), int(micro_steps > 1)
     activations = kept_bytes(config, precision, micro) + working_bytes(config, precision, micro, cpu=cpu)
     master = 0 if stage == 0 and not bf16 else 4  # without ZeRO, fp32 weights are their own master
     parameters, optimizer = e * number, (master + 8) * (share if stage else number)
-    buffers = gathered = 0.0
-    # What the backward's end holds beside parameters and optimizer, what waits there between micro-steps, and what the
-    # update adds: AdamW's two temporaries, of its larger group.
-    if stage == 0:
-        end = (1 + several) * e * number + 4 * table
-        waiting, update = e * number, (1 + several) * e * number + (4 * number if bf16 else 0) + 8 * counted.group
-    elif stage == 1 and bf16:  # fp32 gradients accumulate beside the bf16 ones
-        end, waiting = 10 * number + 4 * share, 4 * number
-        update = 4 * number + 4 * share + 8 * counted.group / world
-    elif stage == 2 and bf16:
-        buffers = 2.0 * BUCKET
-        end, waiting = 2 * number + 4 * share + 4 * table, 4 * share
-        update = 4 * share + 8 * counted.group / world
-    elif stage < 3:  # fp32: slices of the gradients keep the whole ones
-        buffers = 4.0 * BUCKET
-        end = 4 * number * (1 + several * (stage == 1))
-        waiting, update = 4 * number, end + 8 * counted.group / world
-    else:
-        parameters = e * (share + several * counted.small)
-        buffers = float(e * BUCKET)
-        gathered = several * e * (table + min(BUCKET, number - table)) if not offload else e * (table + min(BUCKET, number))
-        end, waiting = e * number + 4 * table + 4 * share + several * e * table, 4 * share
-        update = 4 * share + 12 * counted.group / world
-    host = 0.0
+    gradients, gathered, host = _gradients(counted, stage, world, bf16), 0.0, 0.0
+    if stage == 3 and (world > 1 or offload):  # the gene table and what is fetched ahead
+        gathered = e * (table + min(BUCKET, number - table))
+    if stage == 3:
+        parameters = e * (share + int(world > 1) * counted.small)
     if offload:
-        host, optimizer, update = optimizer + 4 * share, 0.0, e * share
-        if stage == 3:
-            host, parameters = host + e * share, e * counted.small
-            end, waiting = e * number + 4 * table + e * table, 0.0
-    always = parameters + optimizer
-    forward = activations + gathered + buffers + waiting * accumulates + (4 * share if stage == 3 and not offload else 0)
-    peak = always + max(forward, end + buffers, update + (buffers if stage == 3 else 0))
-    return Memory(parameters, optimizer, end, buffers, activations, peak, host)
+        host, optimizer = optimizer + 4 * share, 0.0
+        gradients = gradients._replace(update=e * share)
+    if offload and stage == 3:
+        host, parameters = host + e * share, e * counted.small
+        gradients = gradients._replace(waiting=0.0, end=e * number + 4 * table + e * table)
+    # ZeRO-1's fp32 accumulators are let go only when the next forward pass has begun, ZeRO-3's gradients never
+    waits = micro_steps > 1 or (stage == 1 and bf16) or stage == 3
+    forward = activations + gathered + gradients.buffers + gradients.waiting * waits
+    update = gradients.update + gradients.buffers * (stage == 3)
+    peak = parameters + optimizer + max(forward, gradients.end + gradients.buffers, update)
+    return Memory(parameters, optimizer, gradients.end, gradients.buffers, activations, peak, host)
