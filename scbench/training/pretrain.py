@@ -158,14 +158,19 @@ def _run(config: PretrainConfig, store: Store, rank: int, world: int) -> Run:
 
 def _last_step(config: PretrainConfig, rank: int) -> int:
     """The step of the newest whole checkpoint, 0 if the run begins. Rank 0 looks: others may see an older file system."""
-    step = torch.zeros(1, dtype=torch.int64)
+    step = 0
     if rank == 0 and config.resume:
         checkpoint.remove_unfinished(config.output)
         newest = checkpoint.newest(config.output)
-        step[0] = 0 if newest is None else checkpoint.read_state(newest)["step"]
-    step = step.to(engines.device())
-    dist.broadcast(step, 0)
-    return int(step)
+        step = 0 if newest is None else checkpoint.read_state(newest)["step"]
+    return _from_rank_0(step)
+
+
+def _from_rank_0(number: int) -> int:
+    """Rank 0's number, on every rank."""
+    shared = torch.tensor([number], device=engines.device())
+    dist.broadcast(shared, 0)
+    return int(shared)
 
 
 def _open_run(config: PretrainConfig, run_config: dict) -> None:
@@ -230,12 +235,27 @@ def _train(config, store, train, engine, loader, telemetry, stop: Stopping, star
     inputs = _validation_inputs(config, model.inputs)
     windows = Windows(loader, device)
     unread: deque[_Unread] = deque()
+
+    def validated(step: int) -> dict[str, float]:
+        started = time.monotonic()
+        validation = validate(
+            engine, split, store.vocabulary, inputs, seed=config.seed, mask_ratio=config.mask_ratio,
+            max_cells=config.validation_cells, batch_cells=config.micro_batch_cells or 32,
+        )
+        if telemetry is not None:
+            telemetry.validation(step, validation)
+        stop.validated(time.monotonic() - started)
+        return validation
+
     validation: dict[str, float] = {}
+    due = bool(split.n_cells) and bool(start_step) and start_step % config.validate_every == 0
+    if due and not _from_rank_0(int(telemetry is not None and telemetry.validated_at_start)):
+        validation = validated(start_step)  # a run that was told to stop left it out
+    waited = 0.0
     before = Moment(device)
     for step in range(start_step + 1, steps + 1):
-        waited = loader.wait_seconds
         window, on_device = next(windows)
-        wait = loader.wait_seconds - waited
+        wait, waited = loader.wait_seconds - waited, loader.wait_seconds
         shared = step_facts.facts(window, stop.wishes(), model, rank, world).to(device, non_blocking=True)
         dist.all_reduce(shared)
         rate = rate_of(step - 1)
@@ -257,14 +277,7 @@ def _train(config, store, train, engine, loader, telemetry, stop: Stopping, star
         while unread and (why or saving or validating or len(unread) > lag):
             why = _read(unread.popleft(), config, train, telemetry) or why
         if validating and not why:
-            started = time.monotonic()
-            validation = validate(
-                engine, split, store.vocabulary, inputs, seed=config.seed, mask_ratio=config.mask_ratio,
-                max_cells=config.validation_cells, batch_cells=config.micro_batch_cells or 32,
-            )
-            if telemetry is not None:
-                telemetry.validation(step, validation)
-            stop.validated(time.monotonic() - started)
+            validation = validated(step)
         if saving or why:
             started = time.monotonic()
             if telemetry is not None:

@@ -63,7 +63,10 @@ class Telemetry:
 
         self.path = run / "metrics.jsonl"
         rows = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        write_text(self.path, "".join(f"{row}\n" for row in rows if _step(row) <= start_step))
+        rows = [row for row in rows if _step(row) <= start_step]
+        write_text(self.path, "".join(f"{row}\n" for row in rows))
+        self.validated_at_start = any(_step(row) == start_step and "validation_loss" in row for row in rows[-2:])
+        """Whether the validation after `start_step` steps is on record."""
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the life of the run
         self.tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1)
         self.batch_cells, self.peak, self.device = batch_cells, peak, device

@@ -1,5 +1,6 @@
 """Signals and the time limit: all ranks save after the same step, leave with the documented code, and nothing is lost."""
 
+import itertools
 import json
 import os
 import re
@@ -9,10 +10,12 @@ import time
 import pytest
 from safetensors.torch import load_file
 
+from scbench import pretrain
 from scbench.config import PretrainConfig
 from scbench.config.duration import seconds
 from scbench.errors import UserError
 from scbench.training.stopping import Stopping, exit_code, reason
+from scbench.training.telemetry import OF_THE_MACHINE
 
 OPTIONS = ["--width", "16", "--layers", "1", "--heads", "2", "--max-genes", "40", "--batch-cells", "32", "--steps", "60",
            "--checkpoint-every", "1000", "--validate-every", "1000"]
@@ -107,3 +110,20 @@ def test_a_limit_of_time_is_kept_run_after_run_and_nothing_is_lost(start_ranks, 
     assert runs > 1
     first, second = (load_file(run / "model" / "model.safetensors") for run in (whole, parts))
     assert all((first[name] == second[name]).all() for name in first)
+
+
+def test_a_validation_that_was_due_when_the_run_stopped_is_made_up_for(small_store, tmp_path, monkeypatch):
+    options = {"width": 16, "layers": 1, "heads": 2, "max_genes": 40, "batch_cells": 32, "steps": 6, "validate_every": 2,
+               "validation_cells": 5, "checkpoint_every": 100}
+    whole = pretrain(small_store, tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        calls = itertools.count(1)
+        patch.setattr(Stopping, "wishes", lambda stop: [0.0, float(next(calls) == 4), 0.0])
+        with pytest.raises(SystemExit) as left:
+            pretrain(small_store, tmp_path / "cut", **options)
+    assert left.value.code == 75
+    for _ in range(2):  # the second time it is on record
+        pretrain(small_store, tmp_path / "cut", **options, resume=True)
+    rows = [[{name: value for name, value in json.loads(line).items() if name not in OF_THE_MACHINE}
+             for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole.directory, tmp_path / "cut")]
+    assert rows[0] == rows[1]
