@@ -73,11 +73,11 @@ def _share(config: PlanConfig) -> int:
 
 
 def _rank(choice: Choice) -> tuple:
-    """What is better: the predicted time, in steps of a tenth; then fewer micro-steps; bf16; the simpler stage, but zero1,
-    pretrain's default, before zero0."""
+    """What is better: the predicted time, in steps of a tenth; then bf16; the simpler stage, but zero1, pretrain's default,
+    before zero0; fewer micro-steps."""
     speed = round(math.log(choice.time.lower * choice.time.upper) / 2 / math.log(1.1)) if choice.time else 0
     stage = -1 if choice.deepspeed == "zero1" else STAGES.index(choice.deepspeed)
-    return speed, choice.micro_steps, choice.precision != "bf16", stage
+    return speed, choice.precision != "bf16", stage, choice.micro_steps
 
 
 def cells_of(config: PlanConfig) -> Cells:

@@ -28,6 +28,7 @@ PYTORCH_LAUNCHES = {"transformer": 200, "linear": 116, "gnn": 118, "mamba": 120,
 CELL_LAUNCHES, PLACE_LAUNCHES = 17, 17  # where attention goes cell by cell, and the scan place by place
 REST_LAUNCHES = 120  # of embedding, heads and loss, a micro-step
 OPTIMIZER_LAUNCHES = 100
+HOST_RATE, PCIE_RATE, CPU_ADAM_BYTES = 20e9, 32e9, 28  # of offload: bytes a second (PCIe 4, one direction), bytes a parameter
 OPTIMIZER_BYTES = 60  # a parameter: gradients cast and clipped, AdamW's several passes over master weights and moments
 
 
@@ -75,8 +76,9 @@ def step_time(config: ModelConfig, precision: str, deepspeed: str, gpu: Gpu, wor
     share = parameters / world if stage else parameters
     rate = MEMORY_CEILING * gpu.bandwidth
     update = OPTIMIZER_BYTES * share / rate
-    if deepspeed.endswith("offload"):  # master weights never leave the host; gradients and weights cross PCIe
-        update = 2 * ELEMENT[precision] * share / (LINK_CEILING * 32e9)
+    if deepspeed.endswith("offload"):  # the CPU updates; gradients and weights cross PCIe, under ZeRO-3 weights in each pass
+        passes = 2 + (2 * micro_steps * parameters / share if stage == 3 else 0)
+        update = CPU_ADAM_BYTES * share / HOST_RATE + passes * ELEMENT[precision] * share / (LINK_CEILING * PCIE_RATE)
     kept = micro_steps * kept_bytes(config, precision, micro) / rate  # seconds to pass over it once
     launches = [micro_steps * (layer * config.layers + REST_LAUNCHES) + OPTIMIZER_LAUNCHES
                 for layer in (FUSED_LAUNCHES, _pytorch_launches(config, precision, micro))]
