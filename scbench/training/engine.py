@@ -114,14 +114,17 @@ def make_engine(model: nn.Module, config: PretrainConfig, settings: dict) -> dee
 
 
 def _build_cpu_adam(config: PretrainConfig, settings: dict) -> None:
-    """DeepSpeed compiles its CPU Adam at its first use (a minute or two, once a machine); UserError where it can't."""
+    """DeepSpeed compiles its CPU Adam at its first use (minutes, once a machine); UserError where it can't. Collective."""
     if settings["optimizer"]["params"].get("torch_adam"):
         return
     from deepspeed.ops.op_builder import CPUAdamBuilder
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            CPUAdamBuilder().load(verbose=False)
+        for first in (True, False):  # a node's first rank compiles, the others load what it made
+            if (os.environ.get("LOCAL_RANK", "0") == "0") == first:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    CPUAdamBuilder().load(verbose=False)
+            dist.barrier()
     except Exception as error:  # whatever a compiler, ninja, or torch's way to call them may raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
