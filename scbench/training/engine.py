@@ -220,8 +220,22 @@ def set_full_state(engine: deepspeed.DeepSpeedEngine, tensors: dict[str, dict[st
                 master = masters[parameter]
                 (master.data if kind == "master" else states[master][kind]).copy_(value)
                 parameter.data.copy_(master.data)
+            elif engine.zero_optimization_stage() == 3:
+                _set_part(parameter, value, kind)
             elif kind == "master":
                 zero.safe_set_full_fp32_param(parameter, value)
             else:
                 zero.safe_set_full_optimizer_state(parameter, value, kind)
     _set_step_count(engine, steps)
+
+
+def _set_part(parameter: nn.Parameter, value: Tensor, kind: str) -> None:
+    """ZeRO 3: this rank's part of a whole tensor, padded where the ranks do not divide it; what sets whole tensors cannot
+    do that (deepspeed 0.19.8)."""
+    part = torch.zeros_like(zero.safe_get_local_fp32_param(parameter)).flatten()
+    mine = value.flatten()[dist.get_rank() * len(part) : (dist.get_rank() + 1) * len(part)]
+    part[: len(mine)].copy_(mine)
+    if kind == "master":
+        zero.safe_set_local_fp32_param(parameter, part)
+    else:
+        zero.safe_set_local_optimizer_state(parameter, part, kind)

@@ -17,8 +17,8 @@ OPTIONS = ["--width", "16", "--layers", "1", "--heads", "2", "--max-genes", "40"
 # Every stage after every stage, every number of ranks after every number, all sixteen pairs, and one of them twice running.
 STAGES = [0, 0, 1, 0, 2, 0, 3, 1, 1, 2, 1, 3, 2, 2, 3, 3, 0, 0]
 RANKS = [4, 1, 1, 2, 1, 3, 1, 4, 2, 2, 3, 2, 4, 3, 3, 4, 4, 4]
-# fp32 adds the same numbers in another order. In bf16 a product's sum may round to the other side (2⁻⁸) with other batches.
-BAND = {"fp32": 1e-5, "bf16": 1e-2}
+# fp32 adds the same numbers in another order. In bf16 a sum may round to the other side (2⁻⁸); the largest seen is 2e-7.
+BAND = {"fp32": 1e-5, "bf16": 1e-3}
 
 
 def assert_goes_on(chain: list[tuple[int, int]], precision: str, start_ranks, store: Path, folder: Path) -> None:
@@ -50,7 +50,8 @@ def assert_goes_on(chain: list[tuple[int, int]], precision: str, start_ranks, st
 
 
 def test_another_stage_and_another_number_of_ranks(start_ranks, small_store, tmp_path):
-    assert_goes_on([(2, 2), (3, 1)], "fp32", start_ranks, small_store, tmp_path)
+    """ZeRO 3 on two ranks: the heads' last biases, of one element, are on one of them only."""
+    assert_goes_on([(2, 1), (3, 2)], "fp32", start_ranks, small_store, tmp_path)
 
 
 @pytest.mark.full
