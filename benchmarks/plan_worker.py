@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from scbench.config import PretrainConfig
@@ -66,6 +67,28 @@ def synthetic_batch(case: Case) -> CellBatch:
     return CellBatch.from_lists(ids, [np.ones(case.genes)] * case.cells, masks)
 
 
+def live_bytes(tree: list) -> tuple[np.ndarray, np.ndarray]:
+    """Times of all allocations and frees, and the bytes that are live after each: of what was allocated in here. What the case
+    before left behind, and Python's garbage collector frees meanwhile, is not counted."""
+    stack, changes = list(tree), []
+    while stack:
+        event = stack.pop()
+        stack += event.children
+        if event.typed[0] == _EventType.Allocation:
+            changes.append((event.start_time_ns, event.typed[1].ptr, event.typed[1].alloc_size))
+    changes.sort(key=lambda change: change[0])
+    sizes: dict[int, int] = {}
+    times, live = [], []
+    for time, pointer, size in changes:
+        if size > 0:
+            sizes[pointer] = size
+        elif sizes.pop(pointer, None) is None:
+            continue
+        times.append(time)
+        live.append(size)
+    return np.array(times), np.cumsum(live)
+
+
 def measure(case: Case) -> dict[str, int]:
     """Bytes: `at_rest` between steps, `before_update` once all gradients are there, `peak_gradients` of forward and backward,
     `peak_update` of the optimizer; and `parameters`, a number, as the engine holds them."""
@@ -85,14 +108,10 @@ def measure(case: Case) -> dict[str, int]:
                 backward(engine, [batch] * case.micro_steps, denominator)
             with record_function("phase: update"):
                 engine.step()
-    curve, phases = [], {}
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            curve.append((event.start_ns(), event.nbytes()))
-        elif event.name().startswith("phase: "):
-            phases[event.name()[7:]] = (event.start_ns(), event.end_ns())  # the last one of its name stays
-    curve.sort(key=lambda pair: pair[0])
-    times, live = np.array([time for time, _ in curve]), np.cumsum([change for _, change in curve])
+    results = profiler.profiler.kineto_results
+    phases = {event.name()[7:]: (event.start_ns(), event.end_ns()) for event in results.events()
+              if event.name().startswith("phase: ")}  # the last one of its name stays
+    times, live = live_bytes(results.experimental_event_tree())
     inside = {name: live[(times >= start) & (times <= end)] for name, (start, end) in phases.items()}
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
     engine.destroy()

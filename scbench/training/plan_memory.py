@@ -169,7 +169,7 @@ def _gradients(counted: Parameters, stage: int, world: int, bf16: bool) -> _Grad
     if stage < 3:  # fp32: slices of the gradients keep the whole ones alive
         whole = 4 * number * (1 + several * (stage == 1))
         return _Gradients(4 * number, whole, whole + 8 * group, 4.0 * BUCKET)
-    gathered = several * e * table
+    gathered = several * table * (e + 4 if bf16 else e)  # the gene table's weights, and in bf16 its gradient in fp32
     return _Gradients(4 * share, e * number + 4 * table + 4 * share + gathered, 4 * share + 12 * group + e * table,
                       float(e * BUCKET))
 
