@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from scbench.data.cells import wide
+
 MASKED_VALUE = -1.0  # what the value MLP sees at a masked gene; log1p counts are never negative
 CLS, PAD = -1, -2  # what a batch for any model holds: it replaces them by its own <cls> and <pad>
 
@@ -21,7 +23,7 @@ class CellBatch(NamedTuple):
     values: torch.Tensor  # float32 [T], log1p counts (or what the model's inputs are); 0 at <cls>, MASKED_VALUE where masked
     masked: torch.Tensor  # int32 [M], positions in T, ascending
     targets: torch.Tensor  # float32 [M], the true values there
-    target_counts: torch.Tensor  # int64 [M], the raw counts there
+    target_counts: torch.Tensor  # int64 [M] (float64 if they are kept fractional), the raw counts there
     cell_offsets: torch.Tensor  # int32 [B+1], where each cell's tokens start
     lengths: torch.Tensor  # int32 [B], each cell's tokens without its pads, which come last
     max_tokens: int  # the longest cell's tokens, pads included
@@ -71,7 +73,7 @@ class CellBatch(NamedTuple):
         masked
             bool [N]; nothing is masked by default.
         counts, library_sizes
-            int [N] and float [B]: raw counts and each cell's total; by default those that log1p values mean.
+            int or float [N] and float [B]: raw counts and each cell's total; by default those that log1p values mean.
         cls_token, pad_token
             The vocabulary's `<cls>` and `<pad>`; by default CLS and PAD, which a model replaces by its own.
         pad_to
@@ -117,7 +119,7 @@ class CellBatch(NamedTuple):
             values=torch.from_numpy(packed_values),
             masked=torch.from_numpy(positions.astype(int32)),
             targets=torch.from_numpy(targets),
-            target_counts=torch.from_numpy(np.asarray(counts)[hidden].astype(np.int64)),
+            target_counts=torch.from_numpy(wide(np.asarray(counts)[hidden])),
             cell_offsets=torch.from_numpy(cell_offsets.astype(int32)),
             lengths=torch.from_numpy((n_genes + 1).astype(int32)),
             max_tokens=int(tokens.max(initial=1)),

@@ -10,7 +10,7 @@ class ExtentArrays(Protocol):
     """What a split's `read_extent` gives."""
 
     genes: np.ndarray  # uint16 or uint32 [nnz]
-    counts: np.ndarray  # uint8, uint16 or uint32 [nnz]
+    counts: np.ndarray  # one of shard_format.COUNTS_DTYPES [nnz]
     offsets: np.ndarray  # int64 [cells+1], from 0
 
 
@@ -27,7 +27,7 @@ class Cells(NamedTuple):
     """Raw counts of some cells, cell by cell."""
 
     genes: np.ndarray  # uint [N], token ids, ascending in each cell
-    counts: np.ndarray  # uint [N]
+    counts: np.ndarray  # uint or float [N]
     offsets: np.ndarray  # int64 [cells+1]
 
 

@@ -11,7 +11,7 @@ from scbench.data.fingerprint_genes import GeneList
 from scbench.data.fingerprints import FINGERPRINTS_FILE, RECORD, barcode_hashes, records
 from scbench.data.parts import finished_part
 from scbench.data.scatter import CELL, shuffle_words, token_positions
-from scbench.data.shard_format import SPLITS, ShardInfo
+from scbench.data.shard_format import SPLITS, ShardInfo, counts_dtype
 from scbench.data.shard_writer import ShardWriter
 from scbench.data.splits import split_cells
 
@@ -40,6 +40,7 @@ class GatherTask:
     shares: tuple[float, float, float]
     split_of_group: dict[int, int] | None  # group_id -> index into SPLITS; None: split by cell
     vocabulary_size: int
+    totals: str  # dtype of the cells' totals in the store
     fingerprint_genes: GeneList
 
 
@@ -60,7 +61,7 @@ def _gather(task: GatherTask, directory: Path) -> dict:
             continue
         info = ShardInfo.plan(
             split=name, cells=len(cells), nnz=int(cells["n_genes"].sum(dtype=np.int64)),
-            largest_count=int(cells["largest_count"].max()), vocabulary_size=task.vocabulary_size,
+            counts=counts_dtype(cells["too_small"]), vocabulary_size=task.vocabulary_size,
         )
         shards.append(asdict(info))
         writers[-1] = ShardWriter(directory / name, info)
@@ -71,8 +72,9 @@ def _gather(task: GatherTask, directory: Path) -> dict:
             if writer is not None and len(chosen):
                 lengths = bucket.cells["n_genes"][first:last][chosen].astype(np.int64)
                 positions = token_positions(starts[chosen], lengths)
-                writer.append(genes[positions], counts[positions], lengths)
-                fingerprints[split].append(records(genes[positions], counts[positions], lengths, task.fingerprint_genes))
+                cells = genes[positions], counts[positions], lengths
+                writer.append(*cells)
+                fingerprints[split].append(records(*cells, task.fingerprint_genes))
     obs = bucket.obs()
     for split, writer in enumerate(writers):
         if writer is not None:
@@ -80,8 +82,9 @@ def _gather(task: GatherTask, directory: Path) -> dict:
             table = bucket.table(obs, chosen)
             writer.finish(table)
             made = np.concatenate(fingerprints[split])
+            made["content"] = table["content_hash"].to_numpy()
             made["barcode"] = barcode_hashes(table["original_id"].to_pylist())
-            made["source"] = bucket.source[chosen]
+            made["measured"] = table["measured"].to_numpy()
             np.save(directory / SPLITS[split] / FINGERPRINTS_FILE, made)
     sources = len(task.sources)
     kept = bucket.split >= 0
@@ -186,10 +189,11 @@ class _Bucket:
         obs = obs.take(chosen)
         columns = {
             "source": source.cast(pa.string()),
+            "measured": cells["measured"],
             "original_id": obs["original_id"],
             "content_hash": cells["content_hash"],
             "n_genes": cells["n_genes"],
-            "total": cells["total"],
+            "total": cells["total"].astype(self._task.totals),
         }
         columns |= {name: obs[name] for name in obs.column_names if name not in columns}
         return pa.table(columns)

@@ -131,6 +131,7 @@ def _check_extent(store: Store, extent: Extent, vocabulary_size: int, place: str
         (len(genes) > 0 and genes.max() >= vocabulary_size, "a gene outside the vocabulary"),
         (not ascending.all(), "genes out of order"),
         (not extent.counts.all(), "a count of 0"),
+        (not ((extent.counts >= 0) & np.isfinite(extent.counts)).all(), "a count that is none"),
     ):
         if wrong:
             raise UserError(f"{store.path} holds {problem} in {place}: prepare the store again.")

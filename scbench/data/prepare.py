@@ -21,12 +21,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scbench.config import PrepareConfig
 from scbench.data.counts import EXACT_COUNT
-from scbench.data.fingerprint_genes import gene_list, measured_genes
+from scbench.data.fingerprint_genes import gene_list
 from scbench.data.fingerprints import FORMAT_VERSION as FINGERPRINTS_FORMAT
-from scbench.data.fingerprints import MEASURED_FILE, pack_measured
 from scbench.data.gather import GatherTask, Run, gather
 from scbench.data.gene_identity import check_matched
 from scbench.data.manifest import write_manifest
+from scbench.data.measured import MEASURED_FILE
 from scbench.data.plan import Plan, make_plan
 from scbench.data.scatter import ScatterTask, close_sources, scatter
 from scbench.data.shard_format import BLOCK_CELLS, FORMAT_VERSION, SPLITS, ShardInfo, genes_dtype
@@ -139,7 +139,7 @@ def _start_over_unless(plan: Plan, work: Path) -> None:
 
 
 def _scatter_tasks(plan: Plan, work: Path) -> list[ScatterTask]:
-    tasks = []
+    tasks, sets = [], 0
     for source in plan.sources:
         for start in range(0, source.cells, TASK_CELLS):
             stop = min(start + TASK_CELLS, source.cells)
@@ -155,7 +155,10 @@ def _scatter_tasks(plan: Plan, work: Path) -> list[ScatterTask]:
                 genes_dtype=genes_dtype(plan.vocabulary.size),
                 obs_columns=plan.obs_columns,
                 split_by=plan.config.split_by,
+                first_set=sets,
+                datasets=source.datasets,
             ))
+        sets += len(source.measured)
     return tasks
 
 
@@ -178,6 +181,8 @@ def _source_facts(plan: Plan, tasks: Sequence[ScatterTask], scattered: Sequence[
             "counts_matched": matched,
             "recovered_counts": source.recovered_counts,
             "inexact_counts": sum(result["inexact_counts"] for result in mine),
+            "fractional_values": sum(result["fractional_values"] for result in mine),
+            "fractional_distance": max(result["fractional_distance"] for result in mine),
             "cells": source.cells,
             "dropped": {"below_min_genes": sum(result["below_min_genes"] for result in mine)},
             **source.provenance,
@@ -207,6 +212,7 @@ def _gather_tasks(
     common = GatherTask(
         part=work, bucket=0, runs=runs, sources=tuple(source.name for source in plan.sources), seed=plan.config.seed,
         shares=shares, split_of_group=split_of_group, vocabulary_size=plan.vocabulary.size,
+        totals="float64" if any(isinstance(result["counts"], float) for result in scattered) else "int64",
         fingerprint_genes=gene_list(plan.vocabulary),
     )
     return [replace(common, part=work / "shards" / f"{bucket:05d}", bucket=bucket) for bucket in range(plan.buckets)]
@@ -250,8 +256,7 @@ def _publish(
         files |= {f"{name}/{file[len(prefix):]}": facts for file, facts in result["files"].items() if file.startswith(prefix)}
     vocabulary = store / VOCABULARY_FILE
     plan.vocabulary.save(vocabulary)
-    common = gene_list(plan.vocabulary)
-    np.save(store / MEASURED_FILE, pack_measured([measured_genes(source.gene_map, common) for source in plan.sources]))
+    np.save(store / MEASURED_FILE, np.concatenate([source.measured for source in plan.sources]))
     for file in (vocabulary, store / MEASURED_FILE):
         files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
     write_manifest(store, {
@@ -264,7 +269,8 @@ def _publish(
         "shards": shards,
         "obs_columns": [column.name for column in plan.obs_columns],
         "options": plan.options(),
-        "fingerprints": {"format": FINGERPRINTS_FORMAT, "genes": common.fingerprint},
+        "fingerprints": {"format": FINGERPRINTS_FORMAT, "genes": gene_list(plan.vocabulary).fingerprint},
+        "measured": [facts for source in plan.sources for facts in source.measured_facts()],
         "sources": sources,
         "files": dict(sorted(files.items())),
     })

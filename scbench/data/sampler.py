@@ -31,11 +31,11 @@ class Sampled(NamedTuple):
     """Cells as one draw shows them, cell by cell, each cell's genes in the order of the model's tokens."""
 
     genes: np.ndarray  # int [n], token ids
-    counts: np.ndarray  # int [n], raw counts
+    counts: np.ndarray  # int or float [n], raw counts
     values: np.ndarray  # float32 [n], what the model sees unless it is masked
     masked: np.ndarray  # bool [n]
     offsets: np.ndarray  # int64 [B+1]
-    library_sizes: np.ndarray  # int64 [B], all counts of the cell
+    library_sizes: np.ndarray  # int64 or float64 [B], all counts of the cell
 
 
 class CellSampler:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from scbench.data.cells import CellTokens, content_hash, to_tokens
+from scbench.data.cells import CellTokens, content_hash, to_tokens, wide
 from scbench.data.gene_identity import GeneMap
 from scbench.data.obs import Obs, ObsColumn, obs_table
 from scbench.data.parts import finished_part
-from scbench.data.shard_format import counts_dtype
+from scbench.data.shard_format import counts_dtype, too_small_dtypes
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.data.sources.census import CensusSource
 from scbench.data.sources.inputs import SourceOptions, open_obs, open_source
@@ -32,11 +33,12 @@ WRITE_TOKENS = 1 << 20  # tokens brought into order at once
 CELL = np.dtype([
     ("content_hash", "<u8"),
     ("row", "<i8"),  # in the input
-    ("total", "<i8"),  # all counts of the cell, those of unmatched genes included
+    ("total", "<f8"),  # all counts of the cell, those of unmatched genes included; whole numbers are exact below 2⁵³
     ("first_token", "<i8"),  # in the run
     ("group", "<u8"),  # group_id of the --split-by values, 0 without
     ("n_genes", "<u4"),
-    ("largest_count", "<u4"),
+    ("measured", "<u4"),  # number of the set of genes that its source measured
+    ("too_small", "u1"),  # too_small_dtypes of its counts
 ])
 
 
@@ -55,6 +57,8 @@ class ScatterTask:
     genes_dtype: str
     obs_columns: tuple[ObsColumn, ...]
     split_by: tuple[str, ...]
+    first_set: int  # number of the input's first set of measured genes
+    datasets: tuple[str, ...]  # of a census, in the order of its sets; () for others, which have one
 
 
 def shuffle_words(content: np.ndarray, seed: int) -> np.ndarray:
@@ -98,7 +102,7 @@ def scatter(task: ScatterTask) -> dict:
 def _scatter(task: ScatterTask, directory: Path) -> dict:
     source = _open_source(task.source)
     writer = _RunWriter(task, _open_obs(task.source), directory)
-    dropped = total = matched = inexact = 0
+    dropped = total = matched = inexact = fractional = distance = 0
     start, rows = task.start, FIRST_ROWS
     while start < task.stop:
         stop = min(start + rows, task.stop)
@@ -107,9 +111,11 @@ def _scatter(task: ScatterTask, directory: Path) -> dict:
         tokens = to_tokens(counts, task.gene_map)
         keep = np.diff(tokens.offsets) >= task.min_genes
         dropped += int(np.count_nonzero(~keep))
-        total += int(tokens.totals.sum())
-        matched += int(tokens.counts.sum(dtype=np.int64))
+        total += tokens.totals.sum().item()
+        matched += wide(tokens.counts).sum().item()
         inexact += int(np.count_nonzero(counts.counts > source.exact_up_to))
+        fractional += counts.fractional
+        distance = max(distance, counts.distance)
         writer.append(tokens, np.flatnonzero(keep), start)
         start = stop
     writer.flush()
@@ -119,6 +125,8 @@ def _scatter(task: ScatterTask, directory: Path) -> dict:
         "counts": total,
         "counts_matched": matched,
         "inexact_counts": inexact,
+        "fractional_values": fractional,
+        "fractional_distance": distance,
         "groups": [[list(group), cells] for group, cells in sorted(writer.groups.items())],
     }
 
@@ -136,7 +144,6 @@ class _RunWriter:
         self._cells: list[np.ndarray] = []
         self._genes: list[np.ndarray] = []
         self._counts: list[np.ndarray] = []
-        self._obs: list[pa.Table] = []
         self._tokens = 0
 
     def append(self, tokens: CellTokens, keep: np.ndarray, first_row: int) -> None:
@@ -149,20 +156,14 @@ class _RunWriter:
         cells["total"] = tokens.totals[keep]
         cells["first_token"] = self._tokens + tokens.offsets[keep]
         cells["n_genes"] = lengths[keep]
-        filled = lengths > 0
-        largest = np.zeros(len(lengths), dtype=np.uint32)
-        if filled.any():
-            largest[filled] = np.maximum.reduceat(tokens.counts, tokens.offsets[:-1][filled])
-        cells["largest_count"] = largest[keep]
-        obs = obs_table(self._source_obs, first_row, first_row + len(lengths), task.obs_columns).take(keep)
-        if task.split_by:
-            groups = list(zip(*(obs[column].cast(pa.string()).to_pylist() for column in task.split_by), strict=True))
-            self.groups.update(groups)
-            cells["group"] = [group_id(group) for group in groups]
+        cells["measured"] = task.first_set
+        if task.datasets:
+            of = self._source_obs.read("dataset_id", first_row, first_row + len(lengths))
+            cells["measured"] += pc.index_in(of, pa.array(task.datasets)).to_numpy()[keep].astype(np.uint32)
+        cells["too_small"] = too_small_dtypes(tokens.counts, tokens.offsets)[keep]
         self._cells.append(cells)
         self._genes.append(tokens.genes.astype(task.genes_dtype, copy=False))
         self._counts.append(tokens.counts)
-        self._obs.append(obs)
         self._tokens += len(tokens.genes)
         if self._tokens >= RUN_TOKENS:
             self.flush()
@@ -173,13 +174,21 @@ class _RunWriter:
         if len(cells) == 0:
             self._clear()
             return
+        first_row = int(cells["row"][0])
+        obs = obs_table(self._source_obs, first_row, int(cells["row"][-1]) + 1, self._task.obs_columns)
+        obs = obs.take(cells["row"] - first_row)
+        if self._task.split_by:
+            groups = list(zip(*(obs[column].cast(pa.string()).to_pylist() for column in self._task.split_by), strict=True))
+            self.groups.update(groups)
+            ids = {group: group_id(group) for group in set(groups)}
+            cells["group"] = [ids[group] for group in groups]
         words = shuffle_words(cells["content_hash"], self._task.seed)
         order = np.lexsort((cells["row"], cells["total"], cells["n_genes"], words))  # the store's own order
         cells, words = cells[order], words[order]
         lengths = cells["n_genes"].astype(np.int64)
         starts = cells["first_token"].copy()
         cells["first_token"] = np.cumsum(lengths) - lengths
-        dtype = counts_dtype(int(cells["largest_count"].max()))
+        dtype = counts_dtype(cells["too_small"])
         run = self._directory / f"run-{len(self.runs)}"
         bounds = np.searchsorted(words, bucket_bounds(self._task.buckets))
         _write(run.with_suffix(".cells"), cells)
@@ -191,7 +200,7 @@ class _RunWriter:
                 positions = token_positions(starts[piece], lengths[piece])
                 to_genes.write(genes[positions])
                 to_counts.write(counts[positions].astype(dtype, copy=False))
-        obs = pa.concat_tables(self._obs).take(order).combine_chunks()
+        obs = obs.take(order).combine_chunks()
         with pa.OSFile(str(run.with_suffix(".obs")), "wb") as file, pa.ipc.new_file(file, obs.schema) as writer:
             writer.write_table(obs)
         self.runs.append({"cells": len(cells), "counts": dtype})

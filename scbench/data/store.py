@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import tensorstore as ts
 
+from scbench.data.measured import MEASURED_FILE, unpack
 from scbench.data.shard_format import BLOCK_CELLS, CELLS_FILE, FORMAT_VERSION, SPLITS, ShardInfo, array_spec, block_checksums
 from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
@@ -35,7 +36,7 @@ class Extent(NamedTuple):
     """A run of consecutive cells, in memory of its own."""
 
     genes: np.ndarray  # uint16 or uint32 [nnz], token ids, ascending in a cell
-    counts: np.ndarray  # uint8, uint16 or uint32 [nnz], raw counts > 0
+    counts: np.ndarray  # one of COUNTS_DTYPES [nnz], raw counts > 0; floating only where fractional counts were kept
     offsets: np.ndarray  # int64 [cells + 1], from 0
 
 
@@ -87,6 +88,25 @@ class Store:
         if sha256(file) != self.manifest["files"][VOCABULARY_FILE]["sha256"]:
             raise UserError(f"{file} is not the vocabulary of this store: it was changed.")
         return Vocabulary.load(file)
+
+    @cached_property
+    def measured_genes(self) -> np.ndarray:
+        """Which tokens each set of genes holds, bool [sets, vocabulary]; the column `measured` of the cells names their set.
+
+        The manifest's "measured" says which source, or dataset of a census, each set is of. A gene that is not in a cell's
+        set is unknown there, not zero.
+
+        Raises
+        ------
+        UserError
+            If the store was prepared before there were such sets, or the file was changed.
+        """
+        file = self.path / MEASURED_FILE
+        if "measured" not in self.manifest:
+            raise UserError(f"{self.path} does not say which genes its sources measured: prepare it again.")
+        if sha256(file) != self.manifest["files"][MEASURED_FILE]["sha256"]:
+            raise UserError(f"{file} is not what this store was made with: restore it or prepare the store again.")
+        return unpack(np.load(file, allow_pickle=False), self.vocabulary.size)
 
     def split(self, name: str) -> "Split":
         """The cells of "train", "validation" or "test"; a split may be empty."""

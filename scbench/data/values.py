@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from scbench.data.cells import sum_by_cell
+from scbench.data.cells import sum_by_cell, wide
 from scbench.kernels import random
 
 TOTAL = 10_000  # --normalize total: counts per so many
@@ -17,8 +17,8 @@ def log1p_counts(counts: np.ndarray) -> np.ndarray:
 
 
 def library_sizes(counts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """The sum of each cell's counts, int64 [cells]."""
-    return sum_by_cell(counts.astype(np.int64), offsets)
+    """The sum of each cell's counts, int64 [cells] (float64 for floating counts)."""
+    return sum_by_cell(wide(counts), offsets)
 
 
 def normalized_counts(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
@@ -34,6 +34,8 @@ def quantile_bins(counts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     gene's bin does not depend on which others are drawn or masked.
     """
     lengths = np.diff(offsets)
+    if counts.dtype.kind == "f":
+        counts = np.unique(counts, return_inverse=True)[1]  # only their order matters
     keys = (np.repeat(np.arange(len(lengths)), lengths) << 32) | counts.astype(np.int64)
     order = np.argsort(keys, kind="stable")
     run_starts = np.flatnonzero(np.concatenate([[True], np.diff(keys[order]) != 0])[: len(keys)])

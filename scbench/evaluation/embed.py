@@ -21,7 +21,7 @@ import torch
 
 from scbench import __version__
 from scbench.config import EmbedConfig
-from scbench.data.cells import CellTokens, Counts, content_hash, take, to_tokens
+from scbench.data.cells import CellTokens, Counts, content_hash, take, to_tokens, wide
 from scbench.data.gene_identity import GeneMap, check_matched, map_genes
 from scbench.data.sampler import CellSampler
 from scbench.data.sources.anndata import AnnDataSource
@@ -244,8 +244,8 @@ def match_counts(source: AnnDataSource, gene_map: GeneMap, advance: Callable[[in
     matched = total = 0
     for _, counts in chunks(source):
         known = gene_map.tokens[counts.columns] >= 0
-        matched += int(counts.counts[known].sum(dtype=np.int64))
-        total += int(counts.counts.sum(dtype=np.int64))
+        matched += wide(counts.counts[known]).sum()
+        total += wide(counts.counts).sum()
         advance(len(counts.offsets) - 1)
     check_matched(gene_map, matched, total)
     return {

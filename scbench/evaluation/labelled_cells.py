@@ -106,7 +106,7 @@ def read_stored_cells(store: Store, split: str, label: str, most: int) -> Labell
         raise UserError(f"column {label!r} of {name} holds no label at all: choose another --label.")
     # the last extent may hold more cells than were asked for
     extents = [part.read_extent(number) for number in range(len(part.extent_sizes))]
-    genes, counts = (np.concatenate([extent[field] for extent in extents]).astype(np.uint32) for field in (0, 1))
+    genes, counts = (np.concatenate([extent[field] for extent in extents]) for field in (0, 1))
     lengths = np.concatenate([np.diff(extent.offsets) for extent in extents])
     cells = CellTokens(genes, counts, np.concatenate([[0], np.cumsum(lengths)]), obs["total"].to_numpy())
     tokens = take(cells, rows)

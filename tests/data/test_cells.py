@@ -63,15 +63,15 @@ def test_hash_is_the_mixed_sum_of_words_whatever_the_order(cells, shuffler):
     for cell in cells:
         total = sum(random.fold(key, column, count) for column, count in cell) % 2**64
         expected.append(random.fold(random.key(1, random.Stream.CONTENT), total))
-    assert content_hash(*pack(cells)).tolist() == expected
+    assert content_hash(*pack(cells)[:3]).tolist() == expected
     for cell in cells:
         shuffler.shuffle(cell)
-    assert content_hash(*pack(cells)).tolist() == expected
+    assert content_hash(*pack(cells)[:3]).tolist() == expected
 
 
 def test_hash_depends_on_genes_and_counts_alone():
     cells = [[(1, 2)], [(2, 1)], [(1, 1), (2, 1)], [(1, 1)], [], [(1, 2)], []]
-    hashes = content_hash(*pack(cells))
+    hashes = content_hash(*pack(cells)[:3])
     assert hashes.dtype == np.uint64
     assert hashes[0] == hashes[5]
     assert hashes[4] == hashes[6]

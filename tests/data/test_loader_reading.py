@@ -66,7 +66,7 @@ def written(split: FakeSplit, directory, cells_of_shards: list[int], blocks_per_
     for i, cells in enumerate(cells_of_shards):
         row = slice(split.offsets[first], split.offsets[first + cells])
         info = ShardInfo.plan(
-            split="train", cells=cells, nnz=row.stop - row.start, largest_count=[255, 65_535][i % 2], vocabulary_size=302
+            split="train", cells=cells, nnz=row.stop - row.start, counts=["uint8", "uint16"][i % 2], vocabulary_size=302
         )
         info = dataclasses.replace(info, name=f"shard-{i:05d}", blocks_per_extent=blocks_per_extent)
         writer = ShardWriter(directory / info.name, info)

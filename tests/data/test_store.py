@@ -32,8 +32,8 @@ def random_shard(n_cells, mean_genes=30, vocabulary_size=1000, largest=200, seed
 
 def write_shard(directory, genes, counts, lengths, pieces, vocabulary_size=1000):
     """Write a shard in `pieces` calls of append; the Split that reads it."""
-    info = ShardInfo.plan(split="train", cells=len(lengths), nnz=len(genes), largest_count=int(counts.max(initial=0)),
-                          vocabulary_size=vocabulary_size)
+    info = ShardInfo.plan(split="train", cells=len(lengths), nnz=len(genes),
+                          counts=str(np.min_scalar_type(int(counts.max(initial=0)))), vocabulary_size=vocabulary_size)
     writer = ShardWriter(directory / "shard-00000", info)
     ends = np.cumsum(lengths)
     cuts = np.linspace(0, len(lengths), pieces + 1).astype(int)
