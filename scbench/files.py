@@ -48,20 +48,25 @@ def published_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def published_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory beside `path`; on success every file in it is synced and it is renamed to `path`."""
+def published_directory(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`; on success every file in it is synced and it is renamed to `path`.
+
+    `durable` false: nothing is synced, because files that a power cut damaged will be found out and made again.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _partial(path)
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            sync(file)
+        if durable:
+            for file in temporary.rglob("*"):
+                sync(file)
         if path.is_dir():
             path.rmdir()  # only an empty directory can be in the way: refuse_existing saw to that
         os.replace(temporary, path)
-        sync(path.parent)
+        if durable:
+            sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -11,17 +11,17 @@ from scbench.files import published_directory
 FACTS_FILE = "part.json"
 
 
-def finished_part(directory: Path, build: Callable[[Path], dict]) -> dict:
+def finished_part(directory: Path, build: Callable[[Path], dict], durable: bool = True) -> dict:
     """The facts of the part in `directory`, built now unless a whole one is there from an earlier run.
 
     `build` gets an empty directory, writes files into it and returns JSON-able facts. They come back with "files" (bytes
-    and SHA-256 of each) added. A part whose files changed is built again.
+    and SHA-256 of each) added. A part whose files changed is built again. What will be part of a store is `durable`.
     """
     facts = _load(directory)
     if facts is not None:
         return facts
     shutil.rmtree(directory, ignore_errors=True)
-    with published_directory(directory) as partial:
+    with published_directory(directory, durable) as partial:
         facts = build(partial)
         facts["files"] = file_facts(partial)
         (partial / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")

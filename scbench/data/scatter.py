@@ -28,7 +28,7 @@ from scbench.kernels import random
 FIRST_ROWS = 256  # read at first, to learn how many values a cell has
 READ_VALUES = 1 << 20  # values read at once after that; mapping them takes about 80 bytes each
 RUN_TOKENS = 1 << 24  # tokens in memory before a run is written
-WRITE_TOKENS = 1 << 20  # tokens brought into order at once
+WRITE_TOKENS = 1 << 17  # tokens brought into order at once
 
 CELL = np.dtype([
     ("content_hash", "<u8"),
@@ -96,7 +96,7 @@ def close_sources() -> None:
 
 def scatter(task: ScatterTask) -> dict:
     """Do a task. Facts: the runs' cells and counts dtypes, cells dropped, sums of counts, inexact ones, cells a group."""
-    return finished_part(task.part, lambda directory: _scatter(task, directory))
+    return finished_part(task.part, lambda directory: _scatter(task, directory), durable=False)
 
 
 def _scatter(task: ScatterTask, directory: Path) -> dict:

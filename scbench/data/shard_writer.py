@@ -71,6 +71,7 @@ class _ArrayWriter:
     def __init__(self, path: Path, dtype: str, length: int):
         spec = new_array_spec(path, dtype, length)
         self._chunk = spec["metadata"]["chunk_grid"]["configuration"]["chunk_shape"][0]
+        spec["context"] = {"file_io_sync": False}  # a part is synced as a whole
         self._array = _resolved(ts.open(spec, create=True))
         self._pending: list[np.ndarray] = []
         self._pending_length = 0
