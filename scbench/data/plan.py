@@ -8,9 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from scbench import __version__
 from scbench.config import PrepareConfig
+from scbench.data.fingerprint_genes import gene_list
+from scbench.data.fingerprints import FORMAT_VERSION as FINGERPRINTS_FORMAT
 from scbench.data.gene_identity import GeneMap, check_organisms, gene_keys, map_genes, own_genes
+from scbench.data.measured import measured_tokens, pack
 from scbench.data.obs import ObsColumn, list_groups, obs_columns
 from scbench.data.shard_format import FORMAT_VERSION
 from scbench.data.sources.census_client import census_name
@@ -22,7 +27,7 @@ from scbench.errors import UserError
 from scbench.files import sha256
 
 SHARD_CELLS = 65_536  # cells of a bucket, on average: a shard of each split
-STORE_COLUMNS = ("source", "original_id", "content_hash", "n_genes", "total")  # of cells.parquet
+STORE_COLUMNS = ("source", "measured", "original_id", "content_hash", "n_genes", "total")  # of cells.parquet
 CENSUS_SPLIT = ("collection_id",)  # --split-by of a census by default: papers share nothing smaller
 CENSUS_OBS = ("cell_type", "tissue_general", "assay", "disease", "donor_id", "dataset_id", "collection_id")  # --keep-obs
 
@@ -36,8 +41,16 @@ class Source:
     cells: int
     options: SourceOptions
     gene_map: GeneMap
+    measured: np.ndarray  # sets of tokens, packed (scbench.data.measured): one, or one of each dataset of a census
+    datasets: tuple[str, ...]  # of a census, in order; () for others
     recovered_counts: dict | None
     provenance: dict = field(default_factory=dict)  # more for the manifest
+
+    def measured_facts(self) -> list[dict]:
+        """What the manifest says of each set of measured genes."""
+        of = [{"dataset": dataset} for dataset in self.datasets] or [{}]
+        genes = np.bitwise_count(self.measured).sum(axis=1).tolist()
+        return [{"source": self.name, **dataset, "genes": n} for dataset, n in zip(of, genes, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +86,11 @@ class Plan:
             "buckets": self.buckets,
             "obs": self.obs_columns,
             "sources": [
-                (source.name, source.sha256, source.options.layer, hashlib.sha256(source.gene_map.tokens).hexdigest())
+                (source.name, source.sha256, source.options.layer, hashlib.sha256(source.gene_map.tokens).hexdigest(),
+                 hashlib.sha256(source.measured).hexdigest(), source.datasets)
                 for source in self.sources
             ],
+            "fingerprints": (FINGERPRINTS_FORMAT, gene_list(self.vocabulary).fingerprint),
         }
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -127,8 +142,9 @@ def _make_plan(
     facts = []
     for options in asked:
         with open_source(options) as source:
-            facts.append((source.n_cells, replace(options, layer=source.layer), source.identity, source.recovered))
-    identities = {name: identity for name, (_, _, identity, _) in zip(names, facts, strict=True)}
+            present = None if options.census is None else source.present(selection.datasets)
+            facts.append((source.n_cells, replace(options, layer=source.layer), source.identity, source.recovered, present))
+    identities = {name: identity for name, (_, _, identity, *_) in zip(names, facts, strict=True)}
     check_organisms({name: identity.organism for name, identity in identities.items()})
     if selection is not None:
         config = _census_defaults(config, names, asked)
@@ -142,17 +158,22 @@ def _make_plan(
         used = Vocabulary.build({key for identity in identities.values() for key in gene_keys(identity)} - {""})
     else:
         used = vocabulary
+    gene_maps = [own_genes(used, name) if is_parquet(options.path) else map_genes(identities[name], used, name)
+                 for name, options in zip(names, asked, strict=True)]
     sources = tuple(
         Source(
             name=name,
             sha256=digest,
             cells=cells,
             options=options,
-            gene_map=own_genes(used, name) if is_parquet(options.path) else map_genes(identity, used, name),
-            recovered_counts=recovered,
+            gene_map=gene_map,
+            measured=pack(measured_tokens(gene_map.tokens, used.size, present)),
+            datasets=() if options.census is None else selection.datasets,
+            recovered_counts=recovered_counts,
             provenance={} if options.census is None else {"census": selection.provenance},
         )
-        for name, digest, (cells, options, identity, recovered) in zip(names, digests, facts, strict=True)
+        for name, digest, gene_map, (cells, options, _, recovered_counts, present)
+        in zip(names, digests, gene_maps, facts, strict=True)
     )
     return Plan(
         sources=sources, vocabulary=used, vocabulary_given=vocabulary is not None, obs_columns=columns, config=config,

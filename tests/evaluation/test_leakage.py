@@ -104,14 +104,14 @@ def test_genes_that_the_training_file_lacked_do_not_count(store):
 
 def test_empty_cells_and_cells_of_one_gene(tmp_path):
     cells = make(20, 3)
-    cells.X = sp.csr_matrix(cells.X.toarray() * (np.arange(20) > 1)[:, None])
-    cells.X[1, 0] = 1
+    counts = cells.X.toarray() * (np.arange(20) > 1)[:, None]
+    counts[1, 0] = 1
+    cells.X = sp.csr_matrix(counts)
     cells.write_h5ad(tmp_path / "c.h5ad")
     store = scbench.prepare(tmp_path / "c.h5ad", tmp_path / "store", workers=1, min_genes=0)
-    asked = make(3, 4)
-    asked.X = sp.csr_matrix(([1.0, 1.0], [0, 5], [0, 0, 1, 2]), shape=asked.shape, dtype=np.float32)
-    found = find_seen_cells(store, asked)
-    assert found.stage.tolist() == [-1, 0, -1]  # an empty cell has nothing to be known by
+    asked = cells[:3].copy()  # empty, of one gene, and one as others
+    asked.obs_names = ["c0", "c1", "c2"]
+    assert find_seen_cells(store, asked).stage.tolist() == [-1, -1, 0]  # too little to be known by
 
 
 def model_of(store: scbench.Store, folder: Path, splits: tuple[str, ...] = ("train", "validation")) -> ExpressionModel:

@@ -1,6 +1,7 @@
 """The CELLxGENE Census as a source of cells: those that a selection lists, streamed in slices of soma_joinids."""
 
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from scbench.data.cells import MAX_COUNT, Counts
 from scbench.data.counts import find_problem
 from scbench.data.gene_identity import GeneIdentity, identify
 from scbench.data.obs import Obs, plain_column
-from scbench.data.sources.census_client import census_name, datasets, experiment, open_census, reading
+from scbench.data.sources.census_client import census_name, experiment, open_census, reading
+from scbench.data.sources.census_client import datasets as info_of_datasets
 from scbench.data.sources.matrix import Rows, join_rows
 from scbench.errors import UserError
 
@@ -85,6 +87,27 @@ class CensusSource:
         """Forget the slice; the census itself stays open for the next source of this process."""
         self._held = None
 
+    def present(self, datasets: Sequence[str]) -> np.ndarray:
+        """Which genes each dataset measured, bool [datasets, genes]: all, if the census says nothing of it."""
+        census = open_census(self._location)
+        rna = experiment(census).ms["RNA"]
+        present = np.ones((len(datasets), len(self._genes)), dtype=bool)
+        if "feature_dataset_presence_matrix" not in rna:
+            return present
+        with reading(self._location):
+            frame = info_of_datasets(census)
+            row_of = dict(zip(frame["dataset_id"], frame["soma_joinid"], strict=True))
+            said = np.array([row for row, dataset in enumerate(datasets) if dataset in row_of], dtype=np.int64)
+            present[said] = False
+            place = np.full(frame["soma_joinid"].max() + 1, -1)
+            place[[row_of[datasets[row]] for row in said]] = said
+            for table in rna["feature_dataset_presence_matrix"].read().tables():
+                there = table["soma_data"].to_numpy().astype(bool)
+                rows, genes = (table[name].to_numpy()[there] for name in ("soma_dim_0", "soma_dim_1"))
+                asked = (rows < len(place)) & (place[np.minimum(rows, len(place) - 1)] >= 0)
+                present[place[rows[asked]], np.searchsorted(self._genes, genes[asked])] = True
+        return present
+
     @cached_property
     def obs_names(self) -> np.ndarray:
         """The soma_joinids, str objects [cells]."""
@@ -145,7 +168,7 @@ class CensusObs(Obs):
         with reading(location):
             self._obs = experiment(census).obs
             self._schema = self._obs.schema
-            frame = datasets(census)
+            frame = info_of_datasets(census)
         self._collections = dict(zip(frame["dataset_id"], frame["collection_id"], strict=True))
         self._held: dict[str, tuple[int, pa.Array]] = {}  # the range of each column that was read last
 

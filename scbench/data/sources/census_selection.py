@@ -43,6 +43,11 @@ class CensusSelection:
     provenance: dict  # JSON-able, without paths of the machine
 
     @property
+    def datasets(self) -> tuple[str, ...]:
+        """The ids of the datasets with a chosen cell, ascending."""
+        return tuple(facts["dataset_id"] for facts in self.provenance["datasets"])
+
+    @property
     def sha256(self) -> str:
         """What stands for the SHA-256 of a file: of the census's own facts, the filter and the soma_joinids."""
         return hashlib.sha256(json.dumps(self.provenance).encode()).hexdigest()
@@ -159,26 +164,12 @@ def _nothing(location: str, query: str, left_out: Counter[str]) -> str:
 
 
 def _dataset_facts(census: "tiledbsoma.Collection", location: str, cells: Counter[str]) -> list[dict]:
-    """What the manifest says of each dataset with a chosen cell."""
+    """What the manifest says of each dataset with a chosen cell, in the order of their ids."""
     with reading(location):
-        frame = datasets(census)
-        measured = _genes_measured(census, frame["soma_joinid"].to_numpy())
+        rows = {row["dataset_id"]: row for row in datasets(census).to_dict("records")}
     facts = []
-    for row in frame.assign(genes_measured=measured).sort_values("dataset_id").to_dict("records"):
-        if row["dataset_id"] in cells:
-            said = {name: str(row[name]) for name in ("collection_id", *DATASET_FACTS) if row.get(name)}
-            facts.append({"dataset_id": row["dataset_id"], **said, "cells": cells[row["dataset_id"]],
-                          "genes_measured": row["genes_measured"]})
+    for dataset in sorted(cells):
+        row = rows.get(dataset, {})
+        said = {name: str(row[name]) for name in ("collection_id", *DATASET_FACTS) if row.get(name)}
+        facts.append({"dataset_id": dataset, **said, "cells": cells[dataset]})
     return facts
-
-
-def _genes_measured(census: "tiledbsoma.Collection", rows: np.ndarray) -> list[int | None]:
-    """How many genes each dataset (a row of the presence matrix) measured; None where the census doesn't say."""
-    rna = experiment(census).ms["RNA"]
-    if "feature_dataset_presence_matrix" not in rna:
-        return [None] * len(rows)
-    sums = np.zeros(int(rows.max()) + 1, dtype=np.int64)
-    for table in rna["feature_dataset_presence_matrix"].read().tables():
-        of = table["soma_dim_0"].to_numpy()[table["soma_data"].to_numpy().astype(bool)]
-        sums += np.bincount(of[of < len(sums)], minlength=len(sums))
-    return sums[rows].tolist()

@@ -117,7 +117,7 @@ def test_what_the_manifest_says(make, census):
     assert source["name"] == said["location"] == "census:collection"
     assert (said["census_build_date"], said["organism"], said["cells"]) == ("2025-01-30", "homo_sapiens", source["cells"])
     assert said["value_filter"] == "is_primary_data == True and (cell_type == 'B cell')"
-    assert [dataset["genes_measured"] for dataset in said["datasets"]] == [40, 40, 30]
+    assert [dataset["dataset_id"] for dataset in said["datasets"]] == ["set-0", "set-1", "set-2"]
     assert [dataset["citation"] for dataset in said["datasets"]] == ["Publication: A", "Publication: A", "Publication: B"]
     assert sum(dataset["cells"] for dataset in said["datasets"]) == source["cells"]
     assert sum(said["assays_left_out"].values()) == sum(
