@@ -12,7 +12,7 @@ import pytest
 
 from scbench import prepare
 from scbench.cli import main
-from scbench.data import prepare as prepare_module
+from scbench.data import plan as plan_module
 from scbench.data.sources import census as census_module
 from scbench.data.sources import census_client
 from scbench.data.sources.census_query import CANCERS, PRESETS, TISSUES
@@ -81,7 +81,7 @@ def test_the_store_holds_the_counts(make, census, stored_cells, monkeypatch):
     adata = census[1]
     monkeypatch.setattr(census_module, "SLICE_CELLS", 37)
     monkeypatch.setattr(census_module, "OBS_CELLS", 23)
-    monkeypatch.setattr(prepare_module, "TASK_CELLS", 50)
+    monkeypatch.setattr(plan_module, "TASK_CELLS", 50)
     cells = stored_cells(make(include_read_counts=True))
     assert {cell["original_id"] for cell in cells} == {str(i) for i in joinids(adata, adata.obs.is_primary_data)}
     for cell in cells:

@@ -7,7 +7,6 @@ import pytest
 
 from scbench import prepare
 from scbench.data import plan as plan_module
-from scbench.data import prepare as prepare_module
 from scbench.data import scatter as scatter_module
 from scbench.data.sources import census_client
 from scbench.data.sources.census import CensusSource
@@ -17,8 +16,8 @@ SETTINGS = """
 import os, signal
 
 import cellxgene_census  # once, not in every child
-from scbench.data import gather, plan, prepare, scatter
-plan.SHARD_CELLS, prepare.TASK_CELLS = 100, 60
+from scbench.data import gather, plan, prepare, publish, scatter
+plan.SHARD_CELLS, plan.TASK_CELLS = 100, 60
 
 
 def die_at(module, name, call):
@@ -48,7 +47,7 @@ for moment in [
     (plan, "check_organisms", 1),  # the cells are chosen
     (scatter, "_write", 3),  # inside the second part
     (gather.ShardWriter, "append", 2),  # inside the first shards
-    (prepare, "write_manifest", 1),  # shards in place, no manifest
+    (publish, "write_manifest", 1),  # shards in place, no manifest
 ]:
     assert prepared_by_a_child(*moment) == -signal.SIGKILL, moment
     assert not os.path.exists("store"), moment
@@ -66,7 +65,7 @@ def folder(census, tmp_path, monkeypatch):
     """A folder with the store of an undisturbed run, `fresh`; parts and shards are small."""
     monkeypatch.setattr(plan_module, "SHARD_CELLS", 100)
     prepare(f"census:{census[0]}", tmp_path / "fresh", workers=1, split=".5,.5,0")
-    monkeypatch.setattr(prepare_module, "TASK_CELLS", 60)
+    monkeypatch.setattr(plan_module, "TASK_CELLS", 60)
     return tmp_path
 
 

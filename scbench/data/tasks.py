@@ -1,0 +1,129 @@
+"""The tasks of prepare's two passes, and what the first one found out about each source."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from scbench.data import plan as planning
+from scbench.data.fingerprint_genes import gene_list
+from scbench.data.gather import GatherTask, Run
+from scbench.data.gene_identity import check_matched
+from scbench.data.plan import Plan, or_skip, skipped_input
+from scbench.data.scatter import ScatterTask
+from scbench.data.shard_format import genes_dtype
+from scbench.data.splits import group_id, split_groups
+from scbench.errors import UserError
+
+
+def scatter_tasks(plan: Plan, work: Path) -> list[ScatterTask]:
+    """The first pass: ranges of cells of each source."""
+    tasks, sets = [], 0
+    for source in plan.sources:
+        for start in range(0, source.cells, planning.TASK_CELLS):
+            stop = min(start + planning.TASK_CELLS, source.cells)
+            tasks.append(ScatterTask(
+                part=work / "runs" / f"{len(tasks):05d}",
+                source=source.options,
+                gene_map=source.gene_map,
+                start=start,
+                stop=stop,
+                min_genes=plan.config.min_genes,
+                seed=plan.config.seed,
+                buckets=plan.buckets,
+                genes_dtype=genes_dtype(plan.vocabulary.size),
+                obs_columns=plan.obs_columns,
+                skip_bad=plan.config.skip_bad_sources,
+                split_by=plan.config.split_by,
+                first_set=sets,
+                datasets=source.datasets,
+            ))
+        sets += len(source.measured)
+    return tasks
+
+
+def without_bad_sources(
+    plan: Plan, tasks: Sequence[ScatterTask], scattered: Sequence[dict]
+) -> tuple[Plan, list[ScatterTask], list[dict]]:
+    """Leave out the inputs that the first pass found bad, with all their cells; UserError instead unless that was asked for.
+
+    The vocabulary, the number of buckets and the sets of measured genes stay as they were planned.
+    """
+    problems = {}
+    for source in plan.sources:
+        mine = [result for task, result in zip(tasks, scattered, strict=True) if task.source == source.options]
+        try:
+            for result in mine:
+                if "problem" in result:
+                    raise UserError(result["problem"])
+            check_matched(source.gene_map, *(sum(result[name] for result in mine) for name in ("counts_matched", "counts")))
+        except UserError as error:
+            if not plan.config.skip_bad_sources:
+                raise or_skip(error, len(plan.sources)) from None
+            problems[source.options] = skipped_input(source.name, source.options, error)
+    good = [source for source in plan.sources if source.options not in problems]
+    if not good:
+        raise UserError(f"no input is left, because all are bad: {next(iter(problems.values()))['reason']}")
+    kept = [(task, result) for task, result in zip(tasks, scattered, strict=True) if task.source not in problems]
+    plan = replace(plan, bad=frozenset(problems), skipped=(*plan.skipped, *problems.values()))
+    return plan, [task for task, _ in kept], [result for _, result in kept]
+
+
+def source_facts(plan: Plan, tasks: Sequence[ScatterTask], scattered: Sequence[dict]) -> dict[int, dict]:
+    """The manifest's provenance of each source by its number, as far as the first pass knows it."""
+    facts = {}
+    for number, source in enumerate(plan.sources):
+        if source.options in plan.bad:
+            continue
+        mine = [result for task, result in zip(tasks, scattered, strict=True) if task.source == source.options]
+        facts[number] = {
+            "name": source.name,
+            "kind": source.kind,
+            "sha256": source.sha256,
+            "licence": source.licence,
+            "layer": source.options.layer,
+            "organism": source.gene_map.organism,
+            "genes": source.gene_map.n_genes,
+            "genes_matched": source.gene_map.matched_genes,
+            "merged_columns": source.gene_map.merged_columns,
+            "counts": sum(result["counts"] for result in mine),
+            "counts_matched": sum(result["counts_matched"] for result in mine),
+            "recovered_counts": source.recovered_counts,
+            "inexact_counts": sum(result["inexact_counts"] for result in mine),
+            "fractional_values": sum(result["fractional_values"] for result in mine),
+            "fractional_distance": max(result["fractional_distance"] for result in mine),
+            "cells": source.cells,
+            "dropped": {"below_min_genes": sum(result["below_min_genes"] for result in mine)},
+            **source.provenance,
+        }
+    cells = sum(fact["cells"] for fact in facts.values())
+    if cells == sum(fact["dropped"]["below_min_genes"] for fact in facts.values()):
+        least = plan.config.min_genes
+        raise UserError(f"no cell is left: all {cells} have fewer than {least} expressed genes (--min-genes).")
+    return facts
+
+
+def gather_tasks(
+    plan: Plan, shares: tuple[float, float, float], tasks: Sequence[ScatterTask], scattered: Sequence[dict], work: Path
+) -> list[GatherTask]:
+    """The second pass: the buckets of the shuffle."""
+    split_of_group = None
+    if plan.config.split_by:
+        sizes: Counter[tuple[str, ...]] = Counter()
+        for result in scattered:
+            sizes.update({tuple(group): cells for group, cells in result["groups"]})
+        splits = split_groups(sizes, shares, plan.config.seed)
+        split_of_group = {group_id(group): split for group, split in splits.items()}
+    number = {source.options: i for i, source in enumerate(plan.sources)}
+    runs = tuple(
+        Run(stem=task.part / f"run-{i}", source=number[task.source], genes=task.genes_dtype, counts=run["counts"])
+        for task, result in zip(tasks, scattered, strict=True)
+        for i, run in enumerate(result["runs"])
+    )
+    common = GatherTask(
+        part=work, bucket=0, runs=runs, sources=tuple(source.name for source in plan.sources), seed=plan.config.seed,
+        shares=shares, split_of_group=split_of_group, vocabulary_size=plan.vocabulary.size,
+        totals="float64" if any(isinstance(result["counts"], float) for result in scattered) else "int64",
+        fingerprint_genes=gene_list(plan.vocabulary),
+    )
+    return [replace(common, part=work / "shards" / f"{bucket:05d}", bucket=bucket) for bucket in range(plan.buckets)]
