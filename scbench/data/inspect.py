@@ -57,6 +57,7 @@ def verify(store: Store) -> dict:
         Names the first file that is damaged.
     """
     files = store.manifest["files"]
+    store.check_files()
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the GIL
         digests = pool.map(lambda name: sha256(store.path / name), files)
         for name, digest in _watched(zip(files, digests, strict=True), "hashing", len(files)):

@@ -6,10 +6,11 @@ Nothing is written here. TensorStore starts threads that don't survive a fork: s
 
 import copy
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,6 +31,7 @@ MANIFEST_FILE = "manifest.json"
 DIGEST_FILE = "manifest.sha256"
 DIGEST_LINE = f"{{}}  {MANIFEST_FILE}\n"  # as sha256sum writes it
 VOCABULARY_FILE = "vocabulary.json"
+OPEN_ARRAYS = 1024  # that a split keeps open: each takes 7 kB, and a store of 10⁸ cells has 6,000
 
 
 class Extent(NamedTuple):
@@ -63,7 +65,8 @@ class Store:
 
     @classmethod
     def open(cls, path: Path | str) -> "Store":
-        """Open the store in `path` and check its manifest, and the presence and size of every file.
+        """Open the store in `path` and check its manifest, and the presence and size of the files of every shard but those
+        of its arrays: they are checked when the array is first used.
 
         Raises
         ------
@@ -78,8 +81,13 @@ class Store:
         except FileNotFoundError:
             raise UserError(f"{path} is not a store, or an unfinished one: it has no {MANIFEST_FILE}.") from None
         manifest = _checked_manifest(path, content)
-        _check_files(path, manifest["files"])
+        # a store of 10⁸ cells has 10⁵ files, all but a tenth of them in arrays
+        _check_files(path, manifest["files"], (name for name in manifest["files"] if name.count("/") < 2))
         return cls(path, manifest, hashlib.sha256(content).hexdigest())
+
+    def check_files(self) -> None:
+        """UserError unless every file is there with its size, those of the arrays too."""
+        _check_files(self.path, self.manifest["files"], self.manifest["files"])
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -222,17 +230,21 @@ class Split:
         return pa.concat_tables(tables).slice(0, self.n_cells).to_pandas()
 
     def _array(self, shard: ShardInfo, name: str) -> ts.TensorStore:
-        """The array `name` of a shard, opened on first use and held to the manifest: its header, dtype and length."""
+        """The array `name` of a shard, opened on first use and held to the manifest: its files, header, dtype and length."""
         array = self._arrays.get((shard.name, name))
         if array is None:
             dtype, length = shard.arrays[name]
             header = f"{shard.name}/{name}/zarr.json"
+            chunks = (f"{shard.name}/{name}/c/{number}" for number in itertools.count())
+            _check_files(self._path, self._files, [header, *itertools.takewhile(self._files.__contains__, chunks)])
             if sha256(self._path / header) != self._files[header]["sha256"]:
                 raise UserError(f"{self._path / header} is damaged (wrong SHA-256): restore it or prepare the store again.")
             # raw chunks are copied straight out of the page cache's map; a cache of our own would only copy them again
             context = {"file_io_mode": {"mode": "memmap"}, "cache_pool": {"total_bytes_limit": 0}}
             spec = array_spec(self._path / shard.name / name) | {"context": context}
             array = ts.open(spec, open=True, dtype=ts.dtype(dtype), shape=[length]).result()
+            if len(self._arrays) >= OPEN_ARRAYS:
+                self._arrays.clear()
             self._arrays[shard.name, name] = array
         return array
 
@@ -268,17 +280,17 @@ def _checked_manifest(path: Path, content: bytes) -> dict:
     return manifest
 
 
-def _check_files(path: Path, files: dict[str, dict]) -> None:
-    """UserError unless every file is there with its size: reading past the end of a truncated map ends in SIGBUS."""
+def _check_files(path: Path, files: Mapping[str, dict], names: Iterable[str]) -> None:
+    """UserError unless every named file is there with its size: reading past the end of a truncated map ends in SIGBUS."""
     root = str(path)
-    for name, entry in files.items():
+    for name in names:
         try:
-            size = os.stat(f"{root}/{name}").st_size  # a store of 10⁸ cells has 10⁵ files: no Path objects
+            size = os.stat(f"{root}/{name}").st_size  # no Path objects: there can be many
         except OSError:
             shard = name.split("/")[0]
             missing = name if (path / shard).exists() else shard
             raise UserError(f"{missing} is missing from the store {path}: restore it or prepare the store again.") from None
-        if size != entry["bytes"]:
+        if size != files[name]["bytes"]:
             raise UserError(
-                f"{path / name} has {size} bytes instead of {entry['bytes']}: restore it or prepare the store again."
+                f"{path / name} has {size} bytes instead of {files[name]['bytes']}: restore it or prepare the store again."
             )
