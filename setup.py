@@ -35,6 +35,7 @@ setup(
         "pandas>=2.2,<4",
         "h5py>=3.11,<4",
         "anndata>=0.12,<0.13",
+        "zarr>=3.1,<4",
         "tensorstore>=0.1.86,<0.2",
         "google-crc32c>=1.6,<2",
         "pyarrow>=18",

@@ -5,7 +5,7 @@ Nothing here imports torch, so `scbench --help` answers at once.
 
 from scbench.config.common import Common
 from scbench.config.comparison import CompareConfig
-from scbench.config.data import InfoConfig, PrepareConfig, VerifyConfig
+from scbench.config.data import Fractional, InfoConfig, PrepareConfig, VerifyConfig
 from scbench.config.evaluation import ClassificationConfig, DemoConfig, EmbedConfig, EvaluateConfig
 from scbench.config.model import (
     ALIASES,
@@ -31,6 +31,7 @@ __all__ = [
     "DemoConfig",
     "EmbedConfig",
     "EvaluateConfig",
+    "Fractional",
     "ImportReferenceConfig",
     "InfoConfig",
     "InputLaw",

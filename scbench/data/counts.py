@@ -1,6 +1,6 @@
 """Raw counts or not: the test of values, the way back from log1p, and the recovery from log-normalised values."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,8 +11,8 @@ INEXACT_SHARE = 0.005  # more of them than this and the values are not log1p of 
 EXACT_COUNT = 300_000  # up to here, log1p in float32 tells every whole number from the next
 
 
-Fractional = Literal["refuse", "round", "keep"]  # what becomes of counts that are not whole
 FRACTIONAL = "fractional values"
+TAKE_FRACTIONAL = "; if they are counts all the same, take them with --fractional round or keep"
 
 
 class Problem(NamedTuple):

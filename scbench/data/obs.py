@@ -1,5 +1,6 @@
 """Columns of an input's obs by ranges of rows: prepare never holds the obs of all cells."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from scbench.data.sources.stored import Array, Group, close, open_root
 from scbench.errors import UserError
 
 READ_ROWS = 1 << 16  # rows of one column in memory while groups are listed
@@ -23,15 +25,15 @@ class ObsColumn(NamedTuple):
 
 
 class Obs:
-    """obs of the h5ad file `path`, kept open until `close`."""
+    """obs of the h5ad file or zarr store `path`, kept open until `close`."""
 
     def __init__(self, path: Path):
-        self._file = h5py.File(path, "r", locking="best-effort")
+        self._file = open_root(path)
         self._obs = self._file["obs"]
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        close(self._file)
 
     @property
     def columns(self) -> list[str]:
@@ -104,14 +106,17 @@ def plain_column(values: pa.ChunkedArray) -> pa.Array:
     return _plain(array)
 
 
-def _array(element: h5py.Group | h5py.Dataset, start: int, stop: int) -> pa.Array:
+def _array(element: Group | Array, start: int, stop: int) -> pa.Array:
     """Rows of one column: an array, a categorical (of today or of anndata 0.7), or an array with a mask."""
-    if isinstance(element, h5py.Dataset):
+    if isinstance(element, Array):
         if "categories" in element.attrs:
             return _categorical(element[start:stop], element.file[element.attrs["categories"]])
-        if h5py.check_string_dtype(element.dtype):
+        if isinstance(element, h5py.Dataset) and h5py.check_string_dtype(element.dtype):
             return pa.array(element.asstr()[start:stop], pa.string())
-        return _plain(pa.array(element[start:stop], from_pandas=True))
+        values = element[start:stop]
+        if values.dtype.kind in "OTU":  # the texts of a zarr store
+            return pa.array(values.astype(object), pa.string())
+        return _plain(pa.array(values, from_pandas=True))
     if "categories" in element:
         return _categorical(element["codes"][start:stop], element["categories"])
     values = _array(element["values"], start, stop)
@@ -119,8 +124,8 @@ def _array(element: h5py.Group | h5py.Dataset, start: int, stop: int) -> pa.Arra
     return values.take(pa.array(np.arange(len(mask)), mask=mask))
 
 
-def _categorical(codes: np.ndarray, categories: h5py.Group | h5py.Dataset) -> pa.Array:
-    length = (categories if isinstance(categories, h5py.Dataset) else categories["values"]).shape[0]
+def _categorical(codes: np.ndarray, categories: Group | Array) -> pa.Array:
+    length = (categories if isinstance(categories, Array) else categories["values"]).shape[0]
     return _array(categories, 0, length).take(pa.array(codes.astype(np.int64), mask=codes < 0))
 
 
@@ -158,8 +163,8 @@ def obs_table(obs: Obs, start: int, stop: int, columns: Sequence[ObsColumn]) -> 
     return pa.table(arrays)
 
 
-def list_groups(sources: Sequence[tuple[str, Obs, int]], columns: Sequence[ObsColumn]) -> set[tuple[str, ...]]:
-    """The distinct values of the --split-by columns in all inputs; UserError if there is one only, or a cell has none.
+def list_groups(sources: Sequence[tuple[str, Obs, int]], columns: Sequence[ObsColumn]) -> Counter[tuple[str, ...]]:
+    """The cells of each value of the --split-by columns in all inputs; UserError if there is one only, or a cell has none.
 
     A missing value is an error because its cells could belong to any group, also to one of another split.
 
@@ -168,7 +173,7 @@ def list_groups(sources: Sequence[tuple[str, Obs, int]], columns: Sequence[ObsCo
     sources
         Name, obs and number of cells of each input.
     """
-    groups = set()
+    groups: Counter[tuple[str, ...]] = Counter()
     names = [column.name for column in columns]
     for name, obs, n_cells in sources:
         for start in range(0, n_cells, READ_ROWS):
@@ -181,8 +186,9 @@ def list_groups(sources: Sequence[tuple[str, Obs, int]], columns: Sequence[ObsCo
                         f"--split-by {column.name}: cell {table['original_id'][missing].as_py()!r} of {name} has no value "
                         "there: fill such values in, remove the cells, or choose another column."
                     )
-            rows = table.group_by(names).aggregate([])
-            groups |= set(zip(*(rows[column].cast(pa.string()).to_pylist() for column in names), strict=True))
+            rows = table.group_by(names).aggregate([([], "count_all")])
+            values = zip(*(rows[column].cast(pa.string()).to_pylist() for column in names), strict=True)
+            groups.update(dict(zip(values, rows["count_all"].to_pylist(), strict=True)))
     if len(groups) < 2:
         raise UserError(f"--split-by {' '.join(names)}: all cells have the same value there, so there is nothing to split by.")
     return groups

@@ -1,12 +1,14 @@
 """What prepare is going to do: the inputs looked at, the vocabulary, the genes of each input, and the plan's fingerprint."""
 
 import contextlib
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from scbench import __version__
 from scbench.config import PrepareConfig
 from scbench.data.fingerprint_genes import gene_list
 from scbench.data.fingerprints import FORMAT_VERSION as FINGERPRINTS_FORMAT
-from scbench.data.gene_identity import GeneMap, check_organisms, gene_keys, map_genes, own_genes
+from scbench.data.gene_identity import GeneIdentity, GeneMap, check_organisms, gene_keys, map_genes, own_genes
 from scbench.data.measured import measured_tokens, pack
 from scbench.data.obs import ObsColumn, list_groups, obs_columns
 from scbench.data.shard_format import FORMAT_VERSION
@@ -23,9 +25,10 @@ from scbench.data.sources.census_selection import CensusSelection, select_cells
 from scbench.data.sources.inputs import SourceOptions, is_parquet, open_obs, open_source, split_inputs
 from scbench.data.splits import check_group_count
 from scbench.data.vocabulary import Vocabulary
-from scbench.errors import UserError
+from scbench.errors import RetryError, UserError
 from scbench.files import sha256
 
+TASK_CELLS = 16_384  # cells of an input that a worker reads in one part
 SHARD_CELLS = 65_536  # cells of a bucket, on average: a shard of each split
 STORE_COLUMNS = ("source", "measured", "original_id", "content_hash", "n_genes", "total")  # of cells.parquet
 CENSUS_SPLIT = ("collection_id",)  # --split-by of a census by default: papers share nothing smaller
@@ -34,16 +37,18 @@ CENSUS_OBS = ("cell_type", "tissue_general", "assay", "disease", "donor_id", "da
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One input."""
+    """One input that the store is made of."""
 
     name: str  # as the store calls it
-    sha256: str  # of the file; of a census, of its selection
+    sha256: str  # of the file or of all files of a zarr store; of a census, of its selection
     cells: int
     options: SourceOptions
     gene_map: GeneMap
     measured: np.ndarray  # sets of tokens, packed (scbench.data.measured): one, or one of each dataset of a census
     datasets: tuple[str, ...]  # of a census, in order; () for others
     recovered_counts: dict | None
+    kind: str  # h5ad, zarr, 10x_h5, parquet or census
+    licence: str | None
     provenance: dict = field(default_factory=dict)  # more for the manifest
 
     def measured_facts(self) -> list[dict]:
@@ -63,6 +68,8 @@ class Plan:
     obs_columns: tuple[ObsColumn, ...]
     config: PrepareConfig
     buckets: int
+    skipped: tuple[dict, ...]  # the inputs that are left out: name, sha256 (if it can be read), reason
+    bad: frozenset[SourceOptions] = frozenset()  # those of `sources` that the first pass found bad
 
     @property
     def cells(self) -> int:
@@ -71,7 +78,7 @@ class Plan:
 
     def options(self) -> dict:
         """prepare's options that decide the store's bytes, JSON-able."""
-        names = ("seed", "split", "split_by", "keep_obs", "min_genes", "layer", "genes_column", "recover_counts")
+        names = ("seed", "split", "split_by", "keep_obs", "min_genes", "layer", "genes_column", "recover_counts", "fractional")
         options = {name: getattr(self.config, name) for name in names}
         options["vocabulary"] = "given" if self.vocabulary_given else "built from the inputs"
         return json.loads(json.dumps(options))
@@ -130,55 +137,119 @@ def _make_plan(
     asked = [
         SourceOptions(
             path=path, layer=config.layer, genes_column=config.genes_column, recover_counts=config.recover_counts,
-            vocabulary=vocabulary if is_parquet(path) else None,
+            fractional=config.fractional, vocabulary=vocabulary if is_parquet(path) else None,
         )
         for path in files
     ]
     if selection is not None:
         names.append(census_name(location))
         asked.append(SourceOptions(
-            path=selection.file, layer=None, genes_column=None, recover_counts=False, vocabulary=None, census=location,
+            path=selection.file, layer=None, genes_column=None, recover_counts=False, fractional=config.fractional,
+            vocabulary=None, census=location,
         ))
-    facts = []
-    for options in asked:
-        with open_source(options) as source:
-            present = None if options.census is None else source.present(selection.datasets)
-            facts.append((source.n_cells, replace(options, layer=source.layer), source.identity, source.recovered, present))
-    identities = {name: identity for name, (_, _, identity, *_) in zip(names, facts, strict=True)}
-    check_organisms({name: identity.organism for name, identity in identities.items()})
-    if selection is not None:
+    good = _GoodInputs(skip=config.skip_bad_sources, given=len(asked))
+    inputs = [looked for name, options in zip(names, asked, strict=True)
+              if (looked := good.attempt(name, options, lambda name, options: _look_at(name, options, selection)))]
+    check_organisms({looked.name: looked.identity.organism for looked in inputs})
+    if vocabulary is not None:
+        gene_maps = [good.attempt(looked.name, looked.options, functools.partial(_map_genes, looked.identity, vocabulary))
+                     for looked in inputs]
+        inputs = [looked._replace(gene_map=gene_map) for looked, gene_map in zip(inputs, gene_maps, strict=True) if gene_map]
+    if not inputs:
+        raise UserError(f"no input is left: {good.skipped[0]['reason'].removesuffix('.')}, and so on for all {len(asked)}.")
+    names, asked = [looked.name for looked in inputs], [looked.options for looked in inputs]
+    if any(options.census is not None for options in asked):
         config = _census_defaults(config, names, asked)
-    columns = _obs_columns(config, names, asked, [cells for cells, *_ in facts])
+    columns = _obs_columns(config, names, asked, [looked.cells for looked in inputs])
     with ThreadPoolExecutor(workers) as pool:
-        digests = list(pool.map(sha256, files))
-    _refuse_copies(files, digests)
-    if selection is not None:
-        digests.append(selection.sha256)
+        digests = list(pool.map(lambda options: None if options.census else sha256(options.path), asked))
+    _refuse_copies([options.path for options in asked if options.census is None], [digest for digest in digests if digest])
     if vocabulary is None:
-        used = Vocabulary.build({key for identity in identities.values() for key in gene_keys(identity)} - {""})
+        used = Vocabulary.build({key for looked in inputs for key in gene_keys(looked.identity)} - {""})
     else:
         used = vocabulary
-    gene_maps = [own_genes(used, name) if is_parquet(options.path) else map_genes(identities[name], used, name)
-                 for name, options in zip(names, asked, strict=True)]
-    sources = tuple(
-        Source(
-            name=name,
-            sha256=digest,
-            cells=cells,
+    sources = []
+    for looked, digest in zip(inputs, digests, strict=True):
+        options = looked.options
+        gene_map = looked.gene_map or map_genes(looked.identity, used, looked.name)
+        sources.append(Source(
+            name=looked.name,
+            sha256=digest or selection.sha256,
+            cells=looked.cells,
             options=options,
             gene_map=gene_map,
-            measured=pack(measured_tokens(gene_map.tokens, used.size, present)),
+            measured=pack(measured_tokens(gene_map.tokens, used.size, looked.present)),
             datasets=() if options.census is None else selection.datasets,
-            recovered_counts=recovered_counts,
+            recovered_counts=looked.recovered,
+            kind=looked.kind,
+            licence=looked.licence or config.licence,
             provenance={} if options.census is None else {"census": selection.provenance},
-        )
-        for name, digest, gene_map, (cells, options, _, recovered_counts, present)
-        in zip(names, digests, gene_maps, facts, strict=True)
-    )
+        ))
     return Plan(
-        sources=sources, vocabulary=used, vocabulary_given=vocabulary is not None, obs_columns=columns, config=config,
-        buckets=-(-sum(source.cells for source in sources) // SHARD_CELLS),
+        sources=tuple(sources), vocabulary=used, vocabulary_given=vocabulary is not None, obs_columns=columns, config=config,
+        buckets=-(-sum(source.cells for source in sources) // SHARD_CELLS), skipped=tuple(good.skipped),
     )
+
+
+class _Looked(NamedTuple):
+    """What one look at an input says of it."""
+
+    name: str
+    options: SourceOptions
+    cells: int
+    identity: GeneIdentity
+    recovered: dict | None
+    present: np.ndarray | None  # of a census: which genes each dataset measured
+    kind: str
+    licence: str | None
+    gene_map: GeneMap | None = None
+
+
+def _look_at(name: str, options: SourceOptions, selection: CensusSelection | None) -> _Looked:
+    with open_source(options) as source:
+        present = None if options.census is None else source.present(selection.datasets)
+        return _Looked(name, replace(options, layer=source.layer), source.n_cells, source.identity, source.recovered, present,
+                       source.kind, source.licence)
+
+
+def _map_genes(identity: GeneIdentity, vocabulary: Vocabulary, name: str, options: SourceOptions) -> GeneMap:
+    return own_genes(vocabulary, name) if is_parquet(options.path) else map_genes(identity, vocabulary, name)
+
+
+class _GoodInputs:
+    """Tells good inputs from bad ones, which are left out if `skip`; else the first is an error. `given`: all of them."""
+
+    def __init__(self, *, skip: bool, given: int):
+        self.skipped: list[dict] = []
+        self._skip, self._given = skip, given
+
+    def attempt(self, name: str, options: SourceOptions, function: Callable) -> object | None:
+        """`function(name, options)`; None if the input is bad."""
+        try:
+            return function(name, options)
+        except RetryError:
+            raise
+        except UserError as error:
+            if not self._skip:
+                raise or_skip(error, self._given) from error
+            self.skipped.append(skipped_input(name, options, error))
+            return None
+
+
+def skipped_input(name: str, options: SourceOptions, reason: UserError | str) -> dict:
+    """What the manifest says of an input that is left out; its SHA-256 if it can be read."""
+    try:
+        digest = None if options.census else sha256(options.path)
+    except OSError:
+        digest = None
+    return {"name": name, "sha256": digest, "reason": str(reason)}
+
+
+def or_skip(error: UserError, inputs: int) -> UserError:
+    """What is wrong with one input, with the option that goes on without it if there are others."""
+    if inputs == 1:
+        return error
+    return UserError(f"{str(error).removesuffix('.')}; to go on without this input, give --skip-bad-sources.")
 
 
 def _check_options(config: PrepareConfig, paths: Sequence[Path], location: str | None) -> None:

@@ -23,6 +23,7 @@ from scbench.data.sources.census import CensusSource
 from scbench.data.sources.inputs import SourceOptions, open_obs, open_source
 from scbench.data.sources.parquet import ParquetSource
 from scbench.data.splits import group_id
+from scbench.errors import RetryError, UserError
 from scbench.kernels import random
 
 FIRST_ROWS = 256  # read at first, to learn how many values a cell has
@@ -56,6 +57,7 @@ class ScatterTask:
     buckets: int
     genes_dtype: str
     obs_columns: tuple[ObsColumn, ...]
+    skip_bad: bool  # give what is wrong with the input as a fact, "problem", instead of raising it
     split_by: tuple[str, ...]
     first_set: int  # number of the input's first set of measured genes
     datasets: tuple[str, ...]  # of a census, in the order of its sets; () for others, which have one
@@ -96,7 +98,20 @@ def close_sources() -> None:
 
 def scatter(task: ScatterTask) -> dict:
     """Do a task. Facts: the runs' cells and counts dtypes, cells dropped, sums of counts, inexact ones, cells a group."""
-    return finished_part(task.part, lambda directory: _scatter(task, directory), durable=False)
+    return finished_part(task.part, lambda directory: _scatter_unless_bad(task, directory), durable=False)
+
+
+def _scatter_unless_bad(task: ScatterTask, directory: Path) -> dict:
+    try:
+        return _scatter(task, directory)
+    except RetryError:
+        raise
+    except UserError as error:
+        if not task.skip_bad:
+            raise
+        for file in directory.iterdir():
+            file.unlink()
+        return {"problem": str(error)}
 
 
 def _scatter(task: ScatterTask, directory: Path) -> dict:

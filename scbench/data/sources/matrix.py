@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 import h5py
 import numpy as np
+import zarr
 from scipy import sparse
 
 DENSE_BLOCK = 1 << 23  # values of a dense matrix held at once
@@ -197,18 +198,18 @@ def _sparse_group(group: h5py.Group) -> CSRMatrix | CSCMatrix:
 
 
 def open_matrix(matrix: object) -> Matrix:
-    """The reader of an HDF5 group or dataset, of a matrix of a backed AnnData, or of a SciPy or NumPy matrix.
+    """The reader of a group or array of an HDF5 file or zarr store, of a matrix of a backed AnnData, SciPy or NumPy.
 
     Raises ValueError, KeyError or TypeError if it is no matrix.
     """
-    if isinstance(matrix, h5py.Group):
+    if isinstance(matrix, h5py.Group | zarr.Group):
         return _sparse_group(matrix)
     if isinstance(getattr(matrix, "group", None), h5py.Group):  # AnnData's wrapper of a sparse matrix on disk
         return _sparse_group(matrix.group)
     if sparse.issparse(matrix):
         matrix = matrix.tocsr()
         return CSRMatrix(matrix.shape, matrix.indptr, matrix.indices, matrix.data)
-    if not isinstance(matrix, h5py.Dataset):
+    if not isinstance(matrix, h5py.Dataset | zarr.Array):
         matrix = np.asarray(matrix)
     if len(matrix.shape) != 2:
         raise ValueError("not a matrix")

@@ -45,7 +45,7 @@ def dense(source, step=CELLS):
     result = np.zeros((source.n_cells, len(source.identity.ids)), dtype=np.int64)
     for start in range(0, source.n_cells, step):
         read = source.read(start, min(start + step, source.n_cells))
-        assert [array.dtype for array in read] == [np.int64, np.uint32, np.int64]
+        assert [array.dtype for array in read[:3]] == [np.int64, np.uint32, np.int64]
         assert read.offsets[0] == 0 and read.offsets[-1] == len(read.columns) == len(read.counts)
         rows = np.repeat(np.arange(start, start + len(read.offsets) - 1), np.diff(read.offsets))
         np.add.at(result, (rows, read.columns), read.counts)
