@@ -8,6 +8,7 @@ import pytest
 from fake_split import OPTIONS, VOCABULARY, FakeSplit, cells_of, oracle_cell, regrouped, validation, windows
 
 from scbench.data.loader import Loader, _AheadReader
+from scbench.data.manifest import file_facts
 from scbench.data.order import SampleOrder
 from scbench.data.shard_format import ShardInfo
 from scbench.data.shard_writer import ShardWriter
@@ -74,7 +75,7 @@ def written(split: FakeSplit, directory, cells_of_shards: list[int], blocks_per_
         writer.finish(pa.table({"n_genes": split.lengths[first : first + cells]}))
         shards.append(info)
         first += cells
-    return Split(directory, "train", shards)
+    return Split(directory, "train", shards, file_facts(directory))
 
 
 def test_windows_of_a_split_on_the_disk(tmp_path):
