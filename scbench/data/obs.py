@@ -21,7 +21,7 @@ class ObsColumn(NamedTuple):
     """A column as the store keeps it."""
 
     name: str
-    kind: str  # int64 or float64 if it is a number in every input, else string
+    kind: str  # int64 or float64 if it is a number in every input (float64 if it is one in any), else string
 
 
 class Obs:
@@ -141,25 +141,57 @@ def _plain(values: pa.Array) -> pa.Array:
     return pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string())
 
 
-def obs_columns(sources: Sequence[tuple[str, Obs]], names: Sequence[str], option: str) -> tuple[ObsColumn, ...]:
-    """How the store keeps the columns `names`; UserError naming `option` if an input lacks one."""
+def obs_columns(sources: Sequence[tuple[str, Obs, int]], names: Sequence[str], option: str) -> tuple[ObsColumn, ...]:
+    """How the store keeps the columns `names`.
+
+    `sources`: name, obs and number of cells of each input.
+
+    Raises
+    ------
+    UserError
+        Naming `option`, if an input lacks a column, or if it holds numbers in one input and text in another.
+    """
     columns = []
     for name in names:
-        kinds = set()
-        for source, obs in sources:
-            if name not in obs.columns:
-                there = ", ".join(obs.columns) or "none"
-                raise UserError(f"{option} {name}: obs of {source} has no such column; it has {there}.")
-            kinds.add(obs.kind(name))
-        columns.append(ObsColumn(name, "string" if "string" in kinds else "float64" if "float64" in kinds else "int64"))
+        kinds: dict[str, list[tuple[str, Obs, int]]] = {}
+        for source in sources:
+            if name not in source[1].columns:
+                there = ", ".join(source[1].columns) or "none"
+                raise UserError(f"{option} {name}: obs of {source[0]} has no such column; it has {there}.")
+            kinds.setdefault(source[1].kind(name), []).append(source)
+        if "string" in kinds and len(kinds) > 1:  # a column of which an input has no value is no text and no number there
+            kinds = {kind: filled for kind, all_ in kinds.items()
+                     if (filled := [source for source in all_ if _has_values(*source[1:], name)])}
+        if "string" in kinds and len(kinds) > 1:
+            number = next(filled[0][0] for kind, filled in kinds.items() if kind != "string")
+            raise UserError(
+                f"{option} {name}: this column of obs holds numbers in {number} and text in {kinds['string'][0][0]}: give it "
+                "one type in all inputs, or leave it out."
+            )
+        columns.append(ObsColumn(name, next((kind for kind in ("string", "float64", "int64") if kind in kinds), "string")))
     return tuple(columns)
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, str) and value.strip() in ("", "nan"))
+
+
+def _has_values(obs: Obs, n_cells: int, column: str) -> bool:
+    return not all(
+        _is_missing(value)
+        for start in range(0, n_cells, READ_ROWS)
+        for value in obs.read(column, start, min(start + READ_ROWS, n_cells)).unique().to_pylist()
+    )
 
 
 def obs_table(obs: Obs, start: int, stop: int, columns: Sequence[ObsColumn]) -> pa.Table:
     """original_id and `columns` of cells `start` … `stop`−1."""
     arrays = {"original_id": obs.names(start, stop)}
     for column in columns:
-        arrays[column.name] = obs.read(column.name, start, stop).cast(column.kind)
+        values = obs.read(column.name, start, stop)
+        if pa.types.is_string(values.type) and column.kind != "string":  # an input without a value (obs_columns)
+            values = pa.nulls(len(values))
+        arrays[column.name] = values.cast(column.kind)
     return pa.table(arrays)
 
 
@@ -180,7 +212,7 @@ def list_groups(sources: Sequence[tuple[str, Obs, int]], columns: Sequence[ObsCo
             table = obs_table(obs, start, min(start + READ_ROWS, n_cells), columns)
             for column in columns:
                 values = table[column.name].cast(pa.string()).to_pylist()
-                missing = next((i for i, value in enumerate(values) if value is None or value.strip() in ("", "nan")), None)
+                missing = next((i for i, value in enumerate(values) if _is_missing(value)), None)
                 if missing is not None:
                     raise UserError(
                         f"--split-by {column.name}: cell {table['original_id'][missing].as_py()!r} of {name} has no value "

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from scbench.data.fingerprints import FORMAT_VERSION as FINGERPRINTS_FORMAT
 from scbench.data.gene_identity import GeneIdentity, GeneMap, check_organisms, gene_keys, map_genes, own_genes
 from scbench.data.measured import measured_tokens, pack
 from scbench.data.obs import ObsColumn, list_groups, obs_columns
+from scbench.data.part import Part, Range, cell_ranges, parse_part
 from scbench.data.shard_format import FORMAT_VERSION
 from scbench.data.sources.census_client import census_name
 from scbench.data.sources.census_selection import CensusSelection, select_cells
@@ -40,7 +42,7 @@ class Source:
     """One input that the store is made of."""
 
     name: str  # as the store calls it
-    sha256: str  # of the file or of all files of a zarr store; of a census, of its selection
+    sha256: str | None  # of the file or of all files of a zarr store; of a census, of its selection; None if not read
     cells: int
     options: SourceOptions
     gene_map: GeneMap
@@ -68,13 +70,21 @@ class Plan:
     obs_columns: tuple[ObsColumn, ...]
     config: PrepareConfig
     buckets: int
+    part: Part | None  # of --part
+    ranges: tuple[Range, ...]  # of cells, that are read one by one
+    groups: Counter[tuple[str, ...]]  # cells of each --split-by group in obs, of all parts; empty without --split-by
     skipped: tuple[dict, ...]  # the inputs that are left out: name, sha256 (if it can be read), reason
     bad: frozenset[SourceOptions] = frozenset()  # those of `sources` that the first pass found bad
 
     @property
+    def one_of_parts(self) -> bool:
+        """Whether other jobs prepare the other cells of the inputs."""
+        return self.part is not None and self.part.of > 1
+
+    @property
     def cells(self) -> int:
-        """Cells of all inputs."""
-        return sum(source.cells for source in self.sources)
+        """Cells to read."""
+        return sum(stop - start for _, start, stop in self.ranges)
 
     def options(self) -> dict:
         """prepare's options that decide the store's bytes, JSON-able."""
@@ -84,22 +94,30 @@ class Plan:
         return json.loads(json.dumps(options))
 
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the store's bytes: two runs with the same one can use each other's finished parts."""
-        facts = {
+        """SHA-256 of what decides the store's bytes: two runs with the same one can use each other's finished work."""
+        return _digest([self.common_fingerprint(), self.part, self.buckets, [source.sha256 for source in self.sources]])
+
+    def common_fingerprint(self) -> str:
+        """SHA-256 of what all parts of a store have in common."""
+        return _digest({
             "scbench": __version__,
             "format": FORMAT_VERSION,
             "options": self.options(),
             "vocabulary": self.vocabulary.fingerprint,
-            "buckets": self.buckets,
+            "parts": self.part and self.part.of,
+            "groups": sorted(self.groups.items()),
             "obs": self.obs_columns,
             "sources": [
-                (source.name, source.sha256, source.options.layer, hashlib.sha256(source.gene_map.tokens).hexdigest(),
+                (source.name, source.cells, source.options.layer, hashlib.sha256(source.gene_map.tokens).hexdigest(),
                  hashlib.sha256(source.measured).hexdigest(), source.datasets)
                 for source in self.sources
             ],
             "fingerprints": (FINGERPRINTS_FORMAT, gene_list(self.vocabulary).fingerprint),
-        }
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        })
+
+
+def _digest(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def make_plan(config: PrepareConfig, workers: int, work: Path) -> Plan:
@@ -132,6 +150,7 @@ def make_plan(config: PrepareConfig, workers: int, work: Path) -> Plan:
 def _make_plan(
     config: PrepareConfig, workers: int, files: Sequence[Path], location: str | None, selection: CensusSelection | None
 ) -> Plan:
+    part = None if config.part is None else parse_part(config.part)
     vocabulary = None if config.vocabulary is None else Vocabulary.load(config.vocabulary)
     names = _source_names(files) if files else []
     asked = [
@@ -149,7 +168,7 @@ def _make_plan(
         ))
     good = _GoodInputs(skip=config.skip_bad_sources, given=len(asked))
     inputs = [looked for name, options in zip(names, asked, strict=True)
-              if (looked := good.attempt(name, options, lambda name, options: _look_at(name, options, selection)))]
+              if (looked := good.attempt(name, options, lambda name, options: _look_at(name, options, selection, part)))]
     check_organisms({looked.name: looked.identity.organism for looked in inputs})
     if vocabulary is not None:
         gene_maps = [good.attempt(looked.name, looked.options, functools.partial(_map_genes, looked.identity, vocabulary))
@@ -160,34 +179,39 @@ def _make_plan(
     names, asked = [looked.name for looked in inputs], [looked.options for looked in inputs]
     if any(options.census is not None for options in asked):
         config = _census_defaults(config, names, asked)
-    columns = _obs_columns(config, names, asked, [looked.cells for looked in inputs])
+    cells = [looked.cells for looked in inputs]
+    columns, groups = _obs_columns(config, names, asked, cells)
+    ranges = cell_ranges(cells, TASK_CELLS, part)
+    read = [asked[source] for source in sorted({source for source, *_ in ranges})]
+    files = [options.path for options in read if options.census is None]
     with ThreadPoolExecutor(workers) as pool:
-        digests = list(pool.map(lambda options: None if options.census else sha256(options.path), asked))
-    _refuse_copies([options.path for options in asked if options.census is None], [digest for digest in digests if digest])
+        digests = dict(zip(files, pool.map(sha256, files), strict=True))
+    _refuse_copies(files, list(digests.values()))
     if vocabulary is None:
         used = Vocabulary.build({key for looked in inputs for key in gene_keys(looked.identity)} - {""})
     else:
         used = vocabulary
     sources = []
-    for looked, digest in zip(inputs, digests, strict=True):
+    for looked in inputs:
         options = looked.options
         gene_map = looked.gene_map or map_genes(looked.identity, used, looked.name)
         sources.append(Source(
             name=looked.name,
-            sha256=digest or selection.sha256,
+            sha256=digests.get(options.path) if options.census is None else selection.sha256,
             cells=looked.cells,
             options=options,
             gene_map=gene_map,
             measured=pack(measured_tokens(gene_map.tokens, used.size, looked.present)),
             datasets=() if options.census is None else selection.datasets,
-            recovered_counts=looked.recovered,
+            recovered_counts=_recovered(options) if part and options in read else looked.recovered,
             kind=looked.kind,
             licence=looked.licence or config.licence,
             provenance={} if options.census is None else {"census": selection.provenance},
         ))
     return Plan(
         sources=tuple(sources), vocabulary=used, vocabulary_given=vocabulary is not None, obs_columns=columns, config=config,
-        buckets=-(-sum(source.cells for source in sources) // SHARD_CELLS), skipped=tuple(good.skipped),
+        buckets=-(-sum(stop - start for _, start, stop in ranges) // SHARD_CELLS), part=part, ranges=ranges, groups=groups,
+        skipped=tuple(good.skipped),
     )
 
 
@@ -205,11 +229,18 @@ class _Looked(NamedTuple):
     gene_map: GeneMap | None = None
 
 
-def _look_at(name: str, options: SourceOptions, selection: CensusSelection | None) -> _Looked:
+def _look_at(name: str, options: SourceOptions, selection: CensusSelection | None, part: Part | None) -> _Looked:
     with open_source(options) as source:
         present = None if options.census is None else source.present(selection.datasets)
-        return _Looked(name, replace(options, layer=source.layer), source.n_cells, source.identity, source.recovered, present,
+        recovered = None if part else source.recovered  # reads all of the input if there is anything to recover
+        return _Looked(name, replace(options, layer=source.layer), source.n_cells, source.identity, recovered, present,
                        source.kind, source.licence)
+
+
+def _recovered(options: SourceOptions) -> dict | None:
+    """What counts are recovered of an input that a part has cells of."""
+    with open_source(options) as source:
+        return source.recovered
 
 
 def _map_genes(identity: GeneIdentity, vocabulary: Vocabulary, name: str, options: SourceOptions) -> GeneMap:
@@ -254,6 +285,10 @@ def or_skip(error: UserError, inputs: int) -> UserError:
 
 def _check_options(config: PrepareConfig, paths: Sequence[Path], location: str | None) -> None:
     """Raise UserError if a parquet file has no vocabulary, or an option is about inputs of a kind that is not there."""
+    if config.part is not None and config.vocabulary is None:
+        raise UserError("--part needs --vocabulary: all parts have one vocabulary, and none of them reads all inputs.")
+    if config.part is not None and config.skip_bad_sources:
+        raise UserError("--part and --skip-bad-sources don't go together, because a part doesn't know what is bad in others.")
     parquet = [path for path in paths if is_parquet(path)]
     if parquet and config.vocabulary is None:
         raise UserError(
@@ -308,21 +343,22 @@ def _census_defaults(config: PrepareConfig, names: Sequence[str], inputs: Sequen
 
 def _obs_columns(
     config: PrepareConfig, names: Sequence[str], inputs: Sequence[SourceOptions], cells: Sequence[int]
-) -> tuple[ObsColumn, ...]:
-    """The columns to keep, --split-by's among them."""
+) -> tuple[tuple[ObsColumn, ...], Counter[tuple[str, ...]]]:
+    """The columns to keep, --split-by's among them, and the cells of each group of those."""
     taken = [column for column in (*config.keep_obs, *config.split_by) if column in STORE_COLUMNS]
     if taken:
         raise UserError(f"the store has a column {taken[0]!r} of its own: rename the column of obs to keep it.")
+    groups: Counter[tuple[str, ...]] = Counter()
     if not config.keep_obs and not config.split_by:
-        return ()
-    sources = [(name, open_obs(options)) for name, options in zip(names, inputs, strict=True)]
+        return (), groups
+    sources = [(name, open_obs(options), n) for name, options, n in zip(names, inputs, cells, strict=True)]
     try:
         kept = obs_columns(sources, tuple(dict.fromkeys(config.keep_obs)), "--keep-obs")
         by = obs_columns(sources, tuple(dict.fromkeys(config.split_by)), "--split-by")
         if by:
-            groups = list_groups([(name, obs, n) for (name, obs), n in zip(sources, cells, strict=True)], by)
+            groups = list_groups(sources, by)
             check_group_count(len(groups), config.split_shares())
     finally:
-        for _, obs in sources:
+        for _, obs, _ in sources:
             obs.close()
-    return tuple(dict.fromkeys((*kept, *by)))
+    return tuple(dict.fromkeys((*kept, *by))), groups

@@ -12,7 +12,7 @@ from pathlib import Path
 from scbench.config import PrepareConfig
 from scbench.data.counts import EXACT_COUNT
 from scbench.data.gather import gather
-from scbench.data.plan import Plan, make_plan
+from scbench.data.plan import Plan, make_plan, or_skip
 from scbench.data.publish import publish
 from scbench.data.scatter import close_sources, scatter
 from scbench.data.store import Store
@@ -101,7 +101,12 @@ def _prepare(plan: Plan, shares: tuple[float, float, float], workers: int, work:
     with progress_bars() as progress:
         advance = progress("reading", plan.cells)
         with Workers(min(workers, len(tasks))) as pool:
-            scattered = pool.map(scatter, tasks, lambda task: advance(task.stop - task.start))
+            try:
+                scattered = pool.map(scatter, tasks, lambda task: advance(task.stop - task.start))
+            except RetryError:
+                raise
+            except UserError as error:
+                raise or_skip(error, len(plan.sources)) from error
         plan, tasks, scattered = without_bad_sources(plan, tasks, scattered)
         sources = source_facts(plan, tasks, scattered)
         buckets = gather_tasks(plan, shares, tasks, scattered, work)

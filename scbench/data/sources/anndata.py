@@ -29,7 +29,7 @@ class AnnDataSource:
     """The cells of one file or AnnData object: raw counts by ranges of rows, genes, annotation.
 
     The counts are the first of layers["counts"], raw and X that holds nothing but non-negative integers on rows spread
-    over the source; every range that is read is tested again. A 10x Genomics HDF5 file has one matrix, `matrix`.
+    over the source; every range that is read is tested again. A 10x Genomics HDF5 file has one matrix, called X.
 
     Parameters
     ----------
@@ -277,7 +277,7 @@ class AnnDataSource:
 
 
 def _called(place: str) -> str:
-    return place if place in ("X", "raw", "matrix") else f"layer {place!r}"
+    return place if place in ("X", "raw") else f"layer {place!r}"
 
 
 def _inexact(share: float) -> str:

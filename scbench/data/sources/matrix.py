@@ -191,7 +191,7 @@ def _sparse_group(group: h5py.Group) -> CSRMatrix | CSCMatrix:
     compressed = shape[1] if kind.startswith("csc") else shape[0]
     if not kind.startswith(("csr", "csc")) or len(indptr) != compressed + 1 or (np.diff(indptr) < 0).any():
         raise ValueError("not a CSR or CSC matrix")
-    if not len(group["indices"]) == len(group["data"]) == indptr[-1]:
+    if not group["indices"].shape == group["data"].shape == (indptr[-1],):
         raise ValueError("indices and data do not fit indptr")
     layout = CSCMatrix if kind.startswith("csc") else CSRMatrix
     return layout(shape, indptr, group["indices"], group["data"])

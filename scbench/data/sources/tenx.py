@@ -55,9 +55,9 @@ class TenxFile:
         """Such a file names none."""
 
     def candidates(self) -> dict[str, Candidate]:
-        """The one matrix."""
+        """The one matrix, called X as scanpy calls it."""
         var, is_gene = self._features()
-        return {"matrix": Candidate("matrix", lambda: self._open(is_gene), lambda: var[is_gene])}
+        return {"X": Candidate("X", lambda: self._open(is_gene), lambda: var[is_gene])}
 
     def close(self) -> None:
         """Close the file."""
