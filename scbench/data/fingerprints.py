@@ -30,6 +30,7 @@ RECORD = np.dtype([
 # hardly one agrees, counts not even looked at; real cells of 800 genes express 40
 CORE_GENES = 12
 BARCODE = re.compile("[ACGT]{12,}")
+PAIRS = 1 << 17  # of cells, compared at once
 _CORE = 2  # what a key of Stream.CONTENT decides, beside content_hash's
 _BARCODE_SALT = b"barcode"
 
@@ -106,6 +107,34 @@ def records(genes: np.ndarray, counts: np.ndarray, lengths: np.ndarray, common: 
     result["core"] = core_hash(genes, counts, offsets, common)
     result["signature"] = signatures(genes, offsets, common)
     return result
+
+
+class WordIndex:
+    """Cells (numbers of them) by a random word, to find those that have one of many other words."""
+
+    def __init__(self, words: np.ndarray, cells: np.ndarray):
+        order = np.argsort(words, kind="stable")
+        self._words, self._cells = words[order], cells[order]
+        bits = min(24, 8 + len(words).bit_length())  # most other words aren't here, and a table says so faster than a search
+        self._shift = np.uint64(64 - bits)
+        self._begins = np.zeros(1 << bits, dtype=bool)
+        self._begins[words >> self._shift] = True
+
+    def pairs(self, words: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Positions in `words` and the cells that have the same word, at most PAIRS pairs at once or one position's."""
+        positions = np.flatnonzero(self._begins[words >> self._shift])
+        low, high = (np.searchsorted(self._words, words[positions], side=side) for side in ("left", "right"))
+        there = high > low
+        positions, low, lengths = positions[there], low[there], (high - low)[there]
+        ends = np.cumsum(lengths)
+        first = 0
+        while first < len(positions):
+            last = max(first + 1, int(np.searchsorted(ends, ends[first] - lengths[first] + PAIRS, side="right")))
+            repeated = np.repeat(np.arange(first, last), lengths[first:last])
+            starts = ends[first:last] - lengths[first:last]
+            within = np.arange(len(repeated)) - np.repeat(starts - starts[0], lengths[first:last])
+            yield positions[repeated], self._cells[low[repeated] + within]
+            first = last
 
 
 def read_blocks(path: Path, stop: int | None = None, size: int = 1 << 16) -> Iterator[np.ndarray]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from scbench.data.fingerprint_genes import MOST_GENES, gene_list, measured_genes
-from scbench.data.fingerprints import FINGERPRINTS_FILE, FORMAT_VERSION, RECORD, read_blocks
+from scbench.data.fingerprints import FINGERPRINTS_FILE, FORMAT_VERSION, RECORD, WordIndex, read_blocks
 from scbench.data.measured import MEASURED_FILE, pack, unpack
 from scbench.data.store import Split, Store
 from scbench.errors import UserError
@@ -60,17 +60,18 @@ class TrainingFingerprints:
         n_cells = sum(stop for _, stop in parts)
         return cls(hashes=None, measured=measured, genes=about["genes"], n_cells=n_cells, blocks=blocks)
 
-    def have(self, name: str, words: np.ndarray) -> np.ndarray:
-        """Which of `words` are the "content" or "core" of a training cell, bool."""
+    def known(self, content: np.ndarray, core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the hashes are those of a training cell, bool, of contents and of core genes."""
+        asked = {"content": content, "core": core}
         if self.hashes is not None:
-            return among(self.hashes[name], words)
-        order = np.argsort(words)
-        ascending, found = words[order], np.zeros(len(words), dtype=bool)
+            return tuple(among(self.hashes[name], words) for name, words in asked.items())
+        indices = {name: WordIndex(words, np.arange(len(words))) for name, words in asked.items()}
+        found = {name: np.zeros(len(words), dtype=bool) for name, words in asked.items()}
         for block in self.blocks():
-            first, last = (np.searchsorted(ascending, block[name], side=side) for side in ("left", "right"))
-            for start, stop in zip(first[last > first], last[last > first], strict=True):
-                found[order[start:stop]] = True
-        return found
+            for name, index in indices.items():
+                for _, cells in index.pairs(block[name]):
+                    found[name][cells] = True
+        return found["content"], found["core"]
 
     def save(self, directory: Path) -> None:
         """Make `directory` and write the files named above, but for the content hashes; 16 bytes a cell in memory."""

@@ -12,7 +12,6 @@ panels. A store's or a model's training cells stream by in blocks; only the aske
 with the former.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ import numpy as np
 
 from scbench.data.cells import content_hash, to_tokens
 from scbench.data.fingerprint_genes import BINS, EMPTY, GeneList, gene_list, measured_genes
-from scbench.data.fingerprints import barcode_hashes, core_hash, jaccard, signatures
+from scbench.data.fingerprints import WordIndex, barcode_hashes, core_hash, jaccard, signatures
 from scbench.data.gene_identity import GeneMap, map_genes
 from scbench.data.measured import measured_tokens
 from scbench.data.sources.anndata import AnnDataSource
@@ -37,12 +36,12 @@ LEAST_GENES = 5  # expressed by a cell that is looked for: smaller ones are equa
 CORE_SHARE = 0.75  # of the core genes that both files must have measured; filters for rare genes leave .9
 SHARED_GENES = 1000  # of the list, measured by both, under which unrelated cells of a panel are alike: there only cells
 #                      whose bins all agree are copies, and only with a barcode
+SHARED_PART = 0.4  # of the listed genes of a training source that a file must have measured, or its copies aren't found
 SAME_BARCODE_JACCARD = 0.65  # unrelated blood cells and nuclei reach .4, deep cells of one line .79; copies have .95 and more
 SAME_BARCODE_BINS, EQUAL_BINS = 16, 8  # bins that this must rest on; or fewer, if all agree (for a file of variable genes)
 ALIKE_JACCARD, ALIKE_BINS = 0.85, 48  # without a barcode: unrelated deep cells of one cell line reach .79
 BANDS, BAND_BINS = 16, 12  # pairs are compared if all bins of a band agree: of those with .95, .9, .85: all, .995, .91
 NARROW_SETS = 32  # sets of measured genes, the smallest, for which asked cells have signatures of their own
-PAIRS = 1 << 17  # compared at once
 
 
 class SeenCells(NamedTuple):
@@ -121,24 +120,25 @@ def find_seen_cells(
         narrow, signature_of = _narrow(shared)
         asked = _read(opened, gene_map, common, narrow, progress)
     stage = np.full(len(asked.content), -1, dtype=np.int8)
-    same = fingerprints.have(CONTENT, asked.content) if fingerprints else among(content, asked.content)
-    stage[asked.enough & same] = STAGES.index(CONTENT)
+    known = fingerprints.known(asked.content, asked.core) if fingerprints else (among(content, asked.content),)
+    stage[asked.enough & known[0]] = STAGES.index(CONTENT)
     if fingerprints is None or fingerprints.genes != common.fingerprint:  # none, or made with another list of genes
         return SeenCells(stage, (CONTENT,))
-    checked = _askable(shared, asked, common)
+    checked = _askable(fingerprints.measured, shared, asked, common)
     if CORE in checked:
-        stage[(stage < 0) & (asked.core != 0) & fingerprints.have(CORE, asked.core)] = STAGES.index(CORE)
+        stage[(stage < 0) & (asked.core != 0) & known[1]] = STAGES.index(CORE)
     _find_copies(fingerprints, asked, shared, signature_of, stage, progress)
     return SeenCells(stage, checked)
 
 
-def _askable(shared: np.ndarray, asked: _Asked, common: GeneList) -> tuple[str, ...]:
-    """The stages that can know a copy of some training cell, given the genes that its source and the asked file share."""
+def _askable(measured: np.ndarray, shared: np.ndarray, asked: _Asked, common: GeneList) -> tuple[str, ...]:
+    """The stages that can know a copy of some training cell, by the genes that its source and the asked file measured."""
+    genes = shared.sum(axis=1)
     can = {
         CONTENT: True,
         CORE: (shared[:, common.core_numbers].mean(axis=1) >= CORE_SHARE).any(),
-        BARCODE: asked.barcode.any() and (shared.sum(axis=1) >= EQUAL_BINS).any(),
-        GENE_SET: (shared.sum(axis=1) >= SHARED_GENES).any(),
+        BARCODE: asked.barcode.any() and (genes >= EQUAL_BINS).any(),
+        GENE_SET: ((genes >= SHARED_GENES) & (genes >= SHARED_PART * measured.sum(axis=1))).any(),
     }
     return tuple(stage for stage in STAGES if can[stage])
 
@@ -179,12 +179,12 @@ def _find_copies(
     """Put the second stages into `stage`, where it is −1."""
     rows = np.flatnonzero((stage < 0) & asked.enough)
     with_barcode, without = rows[asked.barcode[rows] != 0], rows[asked.barcode[rows] == 0]
-    barcodes = _Index(asked.barcode[with_barcode], with_barcode)
+    barcodes = WordIndex(asked.barcode[with_barcode], with_barcode)
     wide = shared.sum(axis=1) >= SHARED_GENES
     bands = {}
     for number in np.unique(signature_of[wide]):
         filled = rows[(asked.signatures[number, rows] != EMPTY).sum(axis=1) >= ALIKE_BINS]
-        bands[number] = [_Index(_band_words(asked.signatures[number, filled], band), filled) for band in range(BANDS)]
+        bands[number] = [WordIndex(_band_words(asked.signatures[number, filled], band), filled) for band in range(BANDS)]
 
     def compare(block: np.ndarray, stored: np.ndarray, found: np.ndarray, name: str) -> None:
         """Rows `stored` of a block with the asked cells `found`, pair by pair."""
@@ -212,29 +212,6 @@ def _find_copies(
                         unknown = (block["barcode"][mine[stored]] == 0) | (asked.barcode[found] == 0)
                         compare(block, mine[stored[unknown]], found[unknown], GENE_SET)
             advance(len(block))
-
-
-class _Index:
-    """Asked cells by a word."""
-
-    def __init__(self, words: np.ndarray, rows: np.ndarray):
-        order = np.argsort(words, kind="stable")
-        self._words, self._rows = words[order], rows[order]
-
-    def pairs(self, words: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Positions in `words` and the asked cells that have the same word, at most PAIRS pairs at once or one position's."""
-        low, high = (np.searchsorted(self._words, words, side=side) for side in ("left", "right"))
-        positions = np.flatnonzero(high > low)
-        lengths = (high - low)[positions]
-        ends = np.cumsum(lengths)
-        first = 0
-        while first < len(positions):
-            last = max(first + 1, int(np.searchsorted(ends, ends[first] - lengths[first] + PAIRS, side="right")))
-            repeated = np.repeat(np.arange(first, last), lengths[first:last])
-            starts = ends[first:last] - lengths[first:last]
-            within = np.arange(len(repeated)) - np.repeat(starts - starts[0], lengths[first:last])
-            yield positions[repeated], self._rows[low[positions[repeated]] + within]
-            first = last
 
 
 def _band_words(signed: np.ndarray, band: int) -> np.ndarray:

@@ -195,25 +195,95 @@ def test_pbmc3k_counted_again_is_found_and_another_donor_is_not(tmp_path):
         assert find_seen_cells(store, folder / "pbmc3k.h5ad").seen.sum() == expected
 
 
-@real
-@pytest.mark.full
-def test_pbmc3k_by_ensembl_ids_or_without_variable_genes_is_known_in_a_store_of_symbols(tmp_path):
-    cells = anndata.read_h5ad(Path(DATA) / "pbmc3k.h5ad")[:600].copy()
+@pytest.fixture(scope="module")
+def pbmc3k(tmp_path_factory) -> tuple[scbench.Store, anndata.AnnData]:
+    """A store of pbmc3k by symbols, and its cells by Ensembl ids with symbols in var, float32 counts."""
+    folder = tmp_path_factory.mktemp("pbmc3k")
+    cells = anndata.read_h5ad(Path(DATA) / "pbmc3k.h5ad")
     symbols = cells.copy()
     del symbols.var["gene_ids"]
-    symbols.write_h5ad(tmp_path / "symbols.h5ad")
-    store = scbench.prepare(tmp_path / "symbols.h5ad", tmp_path / "store", workers=1)
-    ids = cells.copy()
-    ids.var = pd.DataFrame(index=cells.var["gene_ids"].astype(str).to_numpy())
-    ids.obs_names = [f"c{i}" for i in range(600)]
-    found = find_seen_cells(store, ids)
+    symbols.write_h5ad(folder / "symbols.h5ad")
+    cells.var = pd.DataFrame({"symbol": cells.var_names}, index=cells.var["gene_ids"].astype(str).to_numpy())
+    cells.X = cells.X.astype(np.float32)
+    return scbench.prepare(folder / "symbols.h5ad", folder / "store", workers=1), cells
+
+
+def without_barcodes(cells: anndata.AnnData) -> anndata.AnnData:
+    renamed = cells.copy()
+    renamed.obs_names = [f"c{i}" for i in range(cells.n_obs)]
+    return renamed
+
+
+def expressed_in(cells: anndata.AnnData, least: int) -> anndata.AnnData:
+    scanpy = pytest.importorskip("scanpy", reason="scanpy, whose filters these are, is not installed")
+    kept = cells.copy()
+    scanpy.pp.filter_genes(kept, min_cells=least)
+    return kept
+
+
+def symbols_unlike(cells: anndata.AnnData, pattern: str) -> anndata.AnnData:
+    return cells[:, ~cells.var["symbol"].str.match(pattern).to_numpy()].copy()
+
+
+def most_variable(cells: anndata.AnnData, n: int, flavor: str) -> anndata.AnnData:
+    import scanpy
+
+    kept = expressed_in(cells, 3)
+    logarithms = kept.copy()
+    scanpy.pp.normalize_total(logarithms, target_sum=1e4)
+    scanpy.pp.log1p(logarithms)
+    scanpy.pp.highly_variable_genes(logarithms, n_top_genes=n, flavor=flavor)
+    return kept[:, logarithms.var["highly_variable"].to_numpy()].copy()
+
+
+@real
+@pytest.mark.full
+@pytest.mark.parametrize("filtered", [
+    lambda cells: cells,
+    lambda cells: expressed_in(cells, 3),
+    lambda cells: expressed_in(cells[:600], 3),
+    lambda cells: expressed_in(cells, 10),
+    lambda cells: symbols_unlike(cells, "MT-"),
+    lambda cells: symbols_unlike(expressed_in(cells, 3), "MT-|RPS|RPL"),
+], ids=["none", "min_cells=3", "min_cells=3 of 600", "min_cells=10", "no MT", "min_cells=3, no MT, no RPS and RPL"])
+def test_copies_of_pbmc3k_without_rare_or_named_genes_are_all_known(pbmc3k, filtered):
+    store, cells = pbmc3k
+    copies = filtered(without_barcodes(cells))
+    found = find_seen_cells(store, copies)
     assert found.seen.all()
-    assert found.counts()["content"] + found.counts()["core"] > 590
-    # the 2,000 genes that vary most above what their mean explains, left out
-    mean, square = (np.asarray(x.mean(0)).ravel() for x in (cells.X, cells.X.multiply(cells.X)))
-    expressed = mean > 0.01
-    excess = np.where(expressed, (square - mean**2) / np.maximum(mean, 1e-9), 0)
-    kept = ids[:, np.sort(np.argsort(-excess)[2000:])].copy()
-    found = find_seen_cells(store, kept)
-    print(found.counts())
-    assert found.counts()["core"] > 300
+    assert found.counts()["content"] + found.counts()["core"] > 0.97 * copies.n_obs
+
+
+@real
+@pytest.mark.full
+@pytest.mark.parametrize(("n", "flavor", "least"), [
+    (1000, "seurat", 0.2), (2000, "seurat", 0.95), (2000, "cell_ranger", 0.3), (5000, "seurat", 1),
+    (5000, "cell_ranger", 0.97),
+])
+def test_copies_of_pbmc3k_with_variable_genes_alone_are_known_by_their_barcodes_only(pbmc3k, n, flavor, least):
+    store, cells = pbmc3k
+    copies = most_variable(cells, n, flavor)
+    assert find_seen_cells(store, copies).seen.mean() >= least
+    without = find_seen_cells(store, without_barcodes(copies))
+    assert not without.seen.any()
+    assert without.checked == ("content",)  # and says that it could not look for them
+
+
+@real
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["celllines_multiplatform", "heart_san", "onek1k_1000g", "zheng_purified",
+                                  "norman_mcfaline_500g", "schraivogel_tapseq_72g", "gbm_panobinostat_300g"])
+def test_half_of_a_file_is_not_taken_for_the_other(tmp_path, name):
+    cells = anndata.read_h5ad(Path(DATA) / f"{name}.h5ad")
+    order = np.random.default_rng(0).permutation(cells.n_obs)
+    half = cells.n_obs // 2
+    cells[order[:half]].copy().write_h5ad(tmp_path / "half.h5ad")
+    store = scbench.prepare(tmp_path / "half.h5ad", tmp_path / "store", workers=1, min_genes=0)
+    others = cells[order[half:]].copy()
+    found = find_seen_cells(store, others)
+    assert not found.seen.any()
+    assert not find_seen_cells(store, without_barcodes(others)).seen.any()
+    others.obs_names = store.split("train").cells(["original_id"])["original_id"].sample(others.n_obs, replace=True).to_numpy()
+    assert find_seen_cells(store, others).seen.mean() < 0.001  # even if each had the barcode of another
+    panel = cells.n_vars <= 1000
+    assert ("gene set" in found.checked) == ("core" in found.checked) == (not panel)
