@@ -201,8 +201,9 @@ def test_kept_columns_come_back_with_their_types(write_cells, stored_cells, tmp_
     obs = {"kind": ["x", None, "y"], "age": [1, 2, 3], "score": [0.5, np.nan, 2.0], "flag": [True, False, True]}
     obs["mixed"] = [1, 2, 3]
     obs["absent"] = [np.nan] * 3  # in one input
+    other = obs | {"mixed": [0.5, 1, 2], "absent": ["p", "q", "r"]}
     a = write_cells("a.h5ad", random_counts(3, density=0.9), **obs)
-    b = write_cells("b.h5ad", random_counts(3, seed=1, density=0.9), **(obs | {"mixed": [0.5, 1, 2], "absent": ["p", "q", "r"]}))
+    b = write_cells("b.h5ad", random_counts(3, seed=1, density=0.9), **other)
     store = prepare([a, b], tmp_path / "store", keep_obs=list(obs), split="1,0,0", workers=1)
     table = store.split("train").cells().set_index("original_id")
     assert table["age"].dtype == np.int64 and table["score"].dtype == np.float64

@@ -41,8 +41,9 @@ def test_the_counts_of_both_layouts(write, counts, tmp_path):
         assert source.identity.ids == HUMAN and source.identity.symbols == NAMES and source.identity.organism == "human"
         assert source.obs_names.tolist() == barcodes() and source.obs.shape == (CELLS, 0) and source.licence is None
         np.testing.assert_array_equal(dense(source), counts)
-    options = SourceOptions(path=path, layer=None, genes_column=None, recover_counts=False, fractional="refuse", vocabulary=None)
-    obs = open_obs(options)
+    obs = open_obs(SourceOptions(
+        path=path, layer=None, genes_column=None, recover_counts=False, fractional="refuse", vocabulary=None,
+    ))
     assert obs.columns == [] and obs.names(3, 5).to_pylist() == barcodes()[3:5]
     obs.close()
 
@@ -61,14 +62,16 @@ def test_only_gene_expression_counts(counts, tmp_path):
 
 def test_several_genomes(counts, tmp_path):
     ids = [f"GRCh38_{gene}" for gene in HUMAN[:3]] + [f"mm10_{gene}" for gene in MOUSE]
-    path = write_tenx(tmp_path / "a.h5", counts, barcodes=barcodes(), ids=ids, names=ids, genomes=["GRCh38"] * 3 + ["mm10"] * 2)
+    path = write_tenx(tmp_path / "a.h5", counts, barcodes=barcodes(), ids=ids, names=ids,
+                      genomes=["GRCh38"] * 3 + ["mm10"] * 2)
     with pytest.raises(UserError, match=r"a\.h5 holds counts of several genomes \(GRCh38, mm10\)"):
         AnnDataSource(path)
     path = write_old_tenx(tmp_path / "b.h5", counts, barcodes=barcodes(), ids=HUMAN, names=NAMES, genomes=("hg19", "mm10"))
     with pytest.raises(UserError, match=r"b\.h5 holds counts of several genomes \(hg19, mm10\)"):
         AnnDataSource(path)
     ids = [f"GRCh38_{gene}" for gene in HUMAN[:3]] + ["virus_gene1", "virus_gene2"]  # cells of one organism
-    path = write_tenx(tmp_path / "c.h5", counts, barcodes=barcodes(), ids=ids, names=ids, genomes=["GRCh38"] * 3 + ["virus"] * 2)
+    path = write_tenx(tmp_path / "c.h5", counts, barcodes=barcodes(), ids=ids, names=ids,
+                      genomes=["GRCh38"] * 3 + ["virus"] * 2)
     with AnnDataSource(path) as source:
         assert source.identity.ids == [*HUMAN[:3], None, None] and source.identity.organism == "human"
         np.testing.assert_array_equal(dense(source), counts)
