@@ -15,6 +15,7 @@ from scbench.errors import UserError
 
 VERBS = {  # config of the verb → the function that runs it
     config.PrepareConfig: "scbench.data.prepare:run_prepare",
+    config.MergeConfig: "scbench.data.merge:run_merge",
     config.InfoConfig: "scbench.data.inspect:run_info",
     config.VerifyConfig: "scbench.data.inspect:run_verify",
     config.PretrainConfig: "scbench.training.pretrain:run_pretrain",
@@ -34,6 +35,7 @@ def parse(arguments: list[str]) -> config.Common:
     app = SubcommandApp()
     app.command(config.DemoConfig, name="demo")
     app.command(config.PrepareConfig, name="prepare")
+    app.command(config.MergeConfig, name="merge")
     app.command(config.InfoConfig, name="info")
     app.command(config.VerifyConfig, name="verify")
     app.command(config.PretrainConfig, name="pretrain")

@@ -5,7 +5,7 @@ Nothing here imports torch, so `scbench --help` answers at once.
 
 from scbench.config.common import Common
 from scbench.config.comparison import CompareConfig
-from scbench.config.data import Fractional, InfoConfig, PrepareConfig, VerifyConfig
+from scbench.config.data import Fractional, InfoConfig, MergeConfig, PrepareConfig, VerifyConfig
 from scbench.config.evaluation import ClassificationConfig, DemoConfig, EmbedConfig, EvaluateConfig
 from scbench.config.model import (
     ALIASES,
@@ -35,6 +35,7 @@ __all__ = [
     "ImportReferenceConfig",
     "InfoConfig",
     "InputLaw",
+    "MergeConfig",
     "ModelConfig",
     "PrepareConfig",
     "PretrainConfig",

@@ -54,6 +54,8 @@ class PrepareConfig(Common):
     """Drop cells with fewer expressed genes (in the vocabulary)."""
     workers: int | None = None
     """Processes; by default one per core."""
+    part: str | None = None
+    """i/n, like 3/8: prepare the i-th of n shares of the cells, for one of n jobs; `scbench merge` joins what they make."""
 
     def split_shares(self) -> tuple[float, float, float]:
         """The three shares; UserError unless they are non-negative, sum to 1 and leave something to train on."""
@@ -64,6 +66,16 @@ class PrepareConfig(Common):
         if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6 or shares[0] == 0:
             raise UserError(f"--split {self.split!r} is not three shares that sum to 1, like .9,.05,.05.")
         return shares
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig(Common):
+    """Join the stores that `scbench prepare --part 1/n` … `--part n/n` made into one, without copying them."""
+
+    parts: Positional[tuple[Path, ...]]
+    """The stores of all n parts."""
+    output: Output
+    """The store to make (a directory that does not exist yet), on the same file system."""
 
 
 @dataclass(frozen=True, kw_only=True)

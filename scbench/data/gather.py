@@ -13,7 +13,7 @@ from scbench.data.parts import finished_part
 from scbench.data.scatter import CELL, shuffle_words, token_positions
 from scbench.data.shard_format import SPLITS, ShardInfo, counts_dtype
 from scbench.data.shard_writer import ShardWriter
-from scbench.data.splits import split_cells
+from scbench.data.splits import keep_once, split_by_word, split_cells
 
 SEGMENT_TOKENS = 1 << 21  # tokens in memory at once
 
@@ -39,6 +39,7 @@ class GatherTask:
     seed: int
     shares: tuple[float, float, float]
     split_of_group: dict[int, int] | None  # group_id -> index into SPLITS; None: split by cell
+    one_of_parts: bool  # other jobs make the rest of the store: the split of a cell must not depend on the cells of this one
     vocabulary_size: int
     totals: str  # dtype of the cells' totals in the store
     fingerprint_genes: GeneList
@@ -127,27 +128,14 @@ class _Bucket:
         self.split = self._assign()
 
     def _assign(self) -> np.ndarray:
-        cells = self.cells
-        n = len(cells)
-        duplicate = np.zeros(n, dtype=bool)
-        duplicate[1:] = True
-        first = np.zeros(n, dtype=bool)  # of a content
-        first[:1] = True
-        first[1:] = cells["content_hash"][1:] != cells["content_hash"][:-1]
-        for field in ("content_hash", "n_genes", "total"):
-            duplicate[1:] &= cells[field][1:] == cells[field][:-1]
-        split = np.full(n, -1, dtype=np.int8)
-        kept = np.flatnonzero(~duplicate)
-        if self._task.split_of_group is None:
-            split[kept] = split_cells(cells["content_hash"][kept], self._task.shares, self._task.seed)
-            return split
-        groups, inverse = np.unique(cells["group"], return_inverse=True)
-        by_group = np.array([self._task.split_of_group[int(group)] for group in groups], dtype=np.int8)[inverse]
-        # no content may be in two splits, not even with another total: the first copy says in which it stays
-        split_of_content = by_group[np.maximum.accumulate(np.where(first, np.arange(n), 0))]
-        kept = kept[by_group[kept] == split_of_content[kept]]
-        split[kept] = by_group[kept]
-        return split
+        cells, task = self.cells, self._task
+        if task.split_of_group is not None:
+            groups, inverse = np.unique(cells["group"], return_inverse=True)
+            split = np.array([task.split_of_group[int(group)] for group in groups], dtype=np.int8)[inverse]
+        else:
+            by_content = split_by_word if task.one_of_parts else split_cells
+            split = by_content(cells["content_hash"], task.shares, task.seed)
+        return np.where(keep_once(cells["content_hash"], cells["n_genes"], cells["total"], split), split, np.int8(-1))
 
     def segments(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
         """The tokens, some cells at a time: (first cell's number, genes [nnz], counts [nnz], each cell's start in them)."""

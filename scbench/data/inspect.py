@@ -36,12 +36,20 @@ def info(store: Store) -> dict:
         "store": str(store.path),
         "fingerprint": store.fingerprint,
         "format_version": store.manifest["format_version"],
+        "parts": _parts(store.manifest),
         "bytes": sum(file["bytes"] for file in store.manifest["files"].values()),
         "vocabulary": store.manifest["vocabulary"],
         "splits": splits,
         "obs_columns": store.manifest["obs_columns"],
         "sources": store.manifest["sources"],
     }
+
+
+def _parts(manifest: dict) -> str | None:
+    """What to say of a store that several jobs made, or of what one of them made."""
+    if "part" in manifest:
+        return f"part {manifest['part']['number']} of {manifest['part']['of']}, to be merged with the others"
+    return f"merged from {manifest['parts']} parts" if "parts" in manifest else None
 
 
 def verify(store: Store) -> dict:
@@ -87,6 +95,8 @@ def run_info(config: InfoConfig) -> dict:
     if not config.json:
         print(f"{facts['store']}: format {facts['format_version']}, {facts['bytes'] / 1e6:,.1f} MB, "
               f"fingerprint {facts['fingerprint'][:12]}")
+        if facts["parts"]:
+            print(f"  {facts['parts']}")
         print(f"  vocabulary: {facts['vocabulary']['tokens']:,} tokens, fingerprint {facts['vocabulary']['fingerprint'][:12]}")
         for name, split in facts["splits"].items():
             print(f"  {name}: {split['cells']:,} cells, {split['tokens']:,} tokens, {split['median_genes']:g} genes in the "

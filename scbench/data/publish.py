@@ -38,14 +38,9 @@ def publish(
         for shard in result["shards"]
     ]
     made.sort(key=lambda item: SPLITS.index(item[2].split))  # stable: a split's shards lie side by side, in bucket order
-    splits = {
-        split: {"cells": sum(info.cells for *_, info in made if info.split == split),
-                "nnz": sum(info.nnz for *_, info in made if info.split == split)}
-        for split in SPLITS
-    }
-    for split, share in zip(SPLITS, shares, strict=True):
-        if plan.config.split_by and share > 0 and splits[split]["cells"] == 0:
-            raise UserError(f"the {split} split is empty, because all cells of its groups are duplicates: use another --seed.")
+    splits = split_sizes([info for *_, info in made])
+    if plan.config.split_by and not plan.one_of_parts:
+        refuse_empty_split(splits, shares)
     store = work / "store"
     store.mkdir()
     shards, files = [], {}
@@ -74,8 +69,29 @@ def publish(
         "measured": [facts for source in plan.sources for facts in source.measured_facts()],
         "sources": list(sources.values()),
         "skipped": list(plan.skipped),
+        **({"part": {**plan.part._asdict(), "plan": plan.common_fingerprint()}} if plan.part else {}),
         "files": dict(sorted(files.items())),
     })
+    publish_store(store, output)
+
+
+def split_sizes(shards: Sequence[ShardInfo]) -> dict[str, dict]:
+    """What the manifest says of each split."""
+    return {
+        split: {name: sum(getattr(shard, name) for shard in shards if shard.split == split) for name in ("cells", "nnz")}
+        for split in SPLITS
+    }
+
+
+def refuse_empty_split(splits: dict[str, dict], shares: Sequence[float]) -> None:
+    """UserError if nothing is left of the groups of a split that should have some."""
+    for split, share in zip(SPLITS, shares, strict=True):
+        if share > 0 and splits[split]["cells"] == 0:
+            raise UserError(f"the {split} split is empty, because all cells of its groups are duplicates: use another --seed.")
+
+
+def publish_store(store: Path, output: Path) -> None:
+    """Rename a whole store to `output`."""
     refuse_existing(output)
     if output.is_dir():
         output.rmdir()

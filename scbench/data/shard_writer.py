@@ -12,18 +12,18 @@ from scbench.data.shard_format import BLOCK_CELLS, CELLS_FILE, ShardInfo, block_
 
 
 class ShardWriter:
-    """Writes the arrays of one shard into `directory`, which is made.
+    """Writes the arrays of one shard into `directory`.
 
     Parameters
     ----------
     directory
-        Where to write; must not exist.
+        Where to write.
     info
         Cells, tokens and dtypes that will come, exactly (`ShardInfo.plan`).
     """
 
     def __init__(self, directory: Path, info: ShardInfo):
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._info = info
         self._writers = {name: _ArrayWriter(directory / name, *array) for name, array in info.arrays.items()}

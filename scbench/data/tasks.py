@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scbench.data import plan as planning
+import numpy as np
+
 from scbench.data.fingerprint_genes import gene_list
 from scbench.data.gather import GatherTask, Run
 from scbench.data.gene_identity import check_matched
@@ -18,27 +19,26 @@ from scbench.errors import UserError
 
 def scatter_tasks(plan: Plan, work: Path) -> list[ScatterTask]:
     """The first pass: ranges of cells of each source."""
-    tasks, sets = [], 0
-    for source in plan.sources:
-        for start in range(0, source.cells, planning.TASK_CELLS):
-            stop = min(start + planning.TASK_CELLS, source.cells)
-            tasks.append(ScatterTask(
-                part=work / "runs" / f"{len(tasks):05d}",
-                source=source.options,
-                gene_map=source.gene_map,
-                start=start,
-                stop=stop,
-                min_genes=plan.config.min_genes,
-                seed=plan.config.seed,
-                buckets=plan.buckets,
-                genes_dtype=genes_dtype(plan.vocabulary.size),
-                obs_columns=plan.obs_columns,
-                skip_bad=plan.config.skip_bad_sources,
-                split_by=plan.config.split_by,
-                first_set=sets,
-                datasets=source.datasets,
-            ))
-        sets += len(source.measured)
+    first_sets = np.cumsum([0, *(len(source.measured) for source in plan.sources)])
+    tasks = []
+    for number, start, stop in plan.ranges:
+        source = plan.sources[number]
+        tasks.append(ScatterTask(
+            part=work / "runs" / f"{len(tasks):05d}",
+            source=source.options,
+            gene_map=source.gene_map,
+            start=start,
+            stop=stop,
+            min_genes=plan.config.min_genes,
+            seed=plan.config.seed,
+            buckets=plan.buckets,
+            genes_dtype=genes_dtype(plan.vocabulary.size),
+            obs_columns=plan.obs_columns,
+            skip_bad=plan.config.skip_bad_sources,
+            split_by=plan.config.split_by,
+            first_set=int(first_sets[number]),
+            datasets=source.datasets,
+        ))
     return tasks
 
 
@@ -75,7 +75,8 @@ def source_facts(plan: Plan, tasks: Sequence[ScatterTask], scattered: Sequence[d
     for number, source in enumerate(plan.sources):
         if source.options in plan.bad:
             continue
-        mine = [result for task, result in zip(tasks, scattered, strict=True) if task.source == source.options]
+        ours = [(task, result) for task, result in zip(tasks, scattered, strict=True) if task.source == source.options]
+        mine = [result for _, result in ours]
         facts[number] = {
             "name": source.name,
             "kind": source.kind,
@@ -91,13 +92,13 @@ def source_facts(plan: Plan, tasks: Sequence[ScatterTask], scattered: Sequence[d
             "recovered_counts": source.recovered_counts,
             "inexact_counts": sum(result["inexact_counts"] for result in mine),
             "fractional_values": sum(result["fractional_values"] for result in mine),
-            "fractional_distance": max(result["fractional_distance"] for result in mine),
-            "cells": source.cells,
+            "fractional_distance": max((result["fractional_distance"] for result in mine), default=0),
+            "cells": sum(task.stop - task.start for task, _ in ours),
             "dropped": {"below_min_genes": sum(result["below_min_genes"] for result in mine)},
             **source.provenance,
         }
     cells = sum(fact["cells"] for fact in facts.values())
-    if cells == sum(fact["dropped"]["below_min_genes"] for fact in facts.values()):
+    if not plan.one_of_parts and cells == sum(fact["dropped"]["below_min_genes"] for fact in facts.values()):
         least = plan.config.min_genes
         raise UserError(f"no cell is left: all {cells} have fewer than {least} expressed genes (--min-genes).")
     return facts
@@ -109,9 +110,11 @@ def gather_tasks(
     """The second pass: the buckets of the shuffle."""
     split_of_group = None
     if plan.config.split_by:
-        sizes: Counter[tuple[str, ...]] = Counter()
-        for result in scattered:
-            sizes.update({tuple(group): cells for group, cells in result["groups"]})
+        sizes = plan.groups  # what every part knows
+        if not plan.one_of_parts:
+            sizes = Counter()
+            for result in scattered:
+                sizes.update({tuple(group): cells for group, cells in result["groups"]})
         splits = split_groups(sizes, shares, plan.config.seed)
         split_of_group = {group_id(group): split for group, split in splits.items()}
     number = {source.options: i for i, source in enumerate(plan.sources)}
@@ -122,7 +125,7 @@ def gather_tasks(
     )
     common = GatherTask(
         part=work, bucket=0, runs=runs, sources=tuple(source.name for source in plan.sources), seed=plan.config.seed,
-        shares=shares, split_of_group=split_of_group, vocabulary_size=plan.vocabulary.size,
+        shares=shares, split_of_group=split_of_group, one_of_parts=plan.one_of_parts, vocabulary_size=plan.vocabulary.size,
         totals="float64" if any(isinstance(result["counts"], float) for result in scattered) else "int64",
         fingerprint_genes=gene_list(plan.vocabulary),
     )
