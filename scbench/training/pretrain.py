@@ -96,6 +96,8 @@ def _pretrain(config: PretrainConfig) -> Run:
     if config.stage_to is not None:
         store = stage(store, config.stage_to)  # before the ranks meet: their collectives would time out meanwhile
     rank, world = engines.start_process_group()
+    if rank == 0:
+        store.check_files()  # now, and not after hours, when the loader comes to a file that is missing
     train = store.split("train")
     if train.n_cells == 0:
         raise UserError(f"the store {config.store} has no training cells: prepare it with a larger training share.")
