@@ -42,7 +42,16 @@ def info(store: Store) -> dict:
         "splits": splits,
         "obs_columns": store.manifest["obs_columns"],
         "sources": store.manifest["sources"],
+        "measured": store.manifest.get("measured", []),
     }
+
+
+def _measured(sets: list[dict], source: str) -> str:
+    """How many genes of the vocabulary a source measured; of a census, its datasets."""
+    genes = [measured["genes"] for measured in sets if measured["source"] == source]
+    if len(genes) < 2:
+        return "".join(f", {n:,} genes measured" for n in genes)
+    return f", {min(genes):,} to {max(genes):,} genes measured by its {len(genes):,} datasets"
 
 
 def _parts(manifest: dict) -> str | None:
@@ -102,7 +111,8 @@ def run_info(config: InfoConfig) -> dict:
             print(f"  {name}: {split['cells']:,} cells, {split['tokens']:,} tokens, {split['median_genes']:g} genes in the "
                   f"median cell, {split['shards']} shards, {split['extents']} extents")
         for source in facts["sources"]:
-            print(f"  from {source['name']}: {source['kept']:,} cells, {source['organism']}, counts in {source['layer']}")
+            print(f"  from {source['name']}: {source['kept']:,} cells, {source['organism']}, counts in {source['layer']}"
+                  f"{_measured(facts['measured'], source['name'])}")
         if facts["obs_columns"]:
             print(f"  kept of obs: {', '.join(facts['obs_columns'])}")
     return facts

@@ -48,7 +48,7 @@ class LabelledCells(NamedTuple):
             said.append(f"Classes under {labels.SMALLEST_CLASS} cells, left out everywhere: {names}.")
         if sum(self.seen.values()):
             said.append(f"Known from training: {_by_stage(self.seen)}.")
-        unasked = [stage for stage in leakage.STAGES if stage not in self.seen]
+        unasked = [stage for stage in (leakage.CORE, leakage.GENE_SET) if stage not in self.seen]
         if self.seen and unasked:
             said.append(f"The leakage guard's stages {', '.join(unasked)} cannot be asked about this file and model: copies "
                         "that only they know would not be found.")

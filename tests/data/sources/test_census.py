@@ -126,6 +126,39 @@ def test_what_the_manifest_says(make, census):
         assert file.is_dir() or str(census[0].parent).encode() not in file.read_bytes()
 
 
+def test_each_dataset_has_its_own_measured_genes(census, tmp_path, write_cells, stored_cells, capsys):
+    """The presence matrix, per cell; genes that a dataset did not measure are unknown there, not zero."""
+    adata = census[1]
+    genes = adata.var_names[[5, 3, 39]]
+    path = write_cells("a.h5ad", np.full((20, 3), 2) + np.arange(20)[:, None], genes=genes, dataset_id=["mine"] * 20)
+    store = prepare([path, f"census:{census[0]}"], tmp_path / "store", workers=1, split_by="dataset_id", split=".5,.5,0",
+                    filter="dataset_id in ['set-2', 'set-0']")
+    assert store.manifest["measured"] == [
+        {"source": "a.h5ad", "genes": 3},
+        {"source": "census:collection", "dataset": "set-0", "genes": 40},
+        {"source": "census:collection", "dataset": "set-2", "genes": 30},
+    ]
+    names = np.array(store.vocabulary.names)
+    expected = [set(genes), set(adata.var_names), set(adata.var_names[:30])]
+    assert [set(names[row]) for row in store.measured_genes] == expected
+    number = {"mine": 0, "set-0": 1, "set-2": 2}
+    cells = stored_cells(store)
+    assert {cell["dataset_id"] for cell in cells} == set(number)
+    assert all(cell["measured"] == number[cell["dataset_id"]] for cell in cells)
+    main(["info", str(tmp_path / "store")])
+    assert "30 to 40 genes measured by its 2 datasets" in capsys.readouterr().out
+
+
+def test_a_census_without_a_presence_matrix_measured_all_genes(census, tmp_path):
+    import tiledbsoma
+
+    shutil.copytree(census[0], tmp_path / "copy")
+    with tiledbsoma.open(str(tmp_path / "copy/census_data/homo_sapiens/ms/RNA"), "d") as rna:
+        del rna["feature_dataset_presence_matrix"]
+    store = prepare(f"census:{tmp_path / 'copy'}", tmp_path / "store", workers=1, split=".5,.5,0")
+    assert [measured["genes"] for measured in store.manifest["measured"]] == [40, 40, 40]
+
+
 def test_from_the_command_line_and_beside_a_file(census, tmp_path, write_cells, capsys):
     write_cells("a.h5ad", np.eye(20, 40) * 70 + 1, genes=census[1].var_names, dataset_id=["mine"] * 20)
     main(["prepare", str(tmp_path / "a.h5ad"), f"census:{census[0]}", "--preset", "heart", "blood",
