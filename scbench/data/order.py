@@ -1,7 +1,8 @@
 """The order of training samples: which cell sample number p is, for any p, on any number of ranks.
 
 Each epoch permutes the extents of the split and takes them in groups of L (the lanes, a constant of the run). In a group
-each lane owns one extent, whose cells are permuted; the lanes are interleaved round-robin and exhausted ones skipped.
+each lane owns one extent, whose cells are permuted; the lanes are interleaved in proportion to their cells, so that all end
+together: where sources lie apart in the store, one by one they would leave the longest lane, and its source, alone.
 Every cell comes once an epoch and the epochs run on. Nothing here knows the number of ranks, so it can't depend on it.
 """
 
@@ -137,7 +138,8 @@ class SampleOrder:
             random.permutation(random.key(self.seed, Stream.CELL, epoch, int(extent)), int(size))
             for extent, size in zip(extents, sizes, strict=True)
         ]
-        rounds = np.concatenate([np.arange(size) for size in sizes])
-        order = np.argsort(rounds, kind="stable")  # round by round, lanes in order, exhausted lanes absent
+        # lanes of one size take turns; equal fractions are equal floats, and others are not (below 2²⁶ cells)
+        turns = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
+        order = np.argsort(turns, kind="stable")
         lanes = np.repeat(np.arange(len(extents), dtype=np.int32), sizes)
         return _Interleaving(lanes[order], np.concatenate(permuted).astype(np.int32)[order])

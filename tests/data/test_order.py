@@ -1,6 +1,7 @@
 """SampleOrder: every cell once an epoch, as a slow oracle says, and the same batches for any number of ranks."""
 
 import tracemalloc
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -26,12 +27,12 @@ def oracle(sizes, seed: int, lanes: int, epoch: int) -> list[tuple[int, int, int
     extents = [int(e) for e in random.permutation(random.key(seed, Stream.EXTENT, epoch), len(sizes))]
     out = []
     for first in range(0, len(extents), lanes):
-        queues = []
+        turns = []
         for lane, extent in enumerate(extents[first : first + lanes]):
-            cells = random.permutation(random.key(seed, Stream.CELL, epoch, extent), int(sizes[extent]))
-            queues.append([(extent, int(i), lane) for i in cells])
-        while any(queues):
-            out += [queue.pop(0) for queue in queues if queue]
+            size = int(sizes[extent])
+            cells = random.permutation(random.key(seed, Stream.CELL, epoch, extent), size)
+            turns += [(Fraction(2 * turn + 1, 2 * size), lane, (extent, int(i), lane)) for turn, i in enumerate(cells)]
+        out += [located for _, _, located in sorted(turns)]
     return out
 
 
@@ -107,6 +108,15 @@ def test_a_batch_mixes_all_lanes():
     _, located = order.rank_slice(3, 128, 0, 1)
     assert np.bincount(located.lanes).tolist() == [2] * 64
     assert len(np.unique(located.extents)) == 64
+
+
+def test_every_batch_has_its_share_of_short_and_long_lanes():
+    """Round-robin would leave the last of them to the longest lane."""
+    sizes = np.array([100, 1600, 400])
+    order = SampleOrder(sizes, 0, 3)
+    extents = order.locate(np.arange(2100)).extents.reshape(-1, 21)
+    for extent, size in enumerate(sizes):
+        assert set((extents == extent).sum(1).tolist()) <= {size // 100 - 1, size // 100, size // 100 + 1}
 
 
 def test_groups_cover_the_samples():
