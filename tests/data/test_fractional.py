@@ -152,7 +152,7 @@ def test_round(fractional_file, stored_cells, write_cells, tmp_path):
     assert other.manifest["sources"][0]["fractional_values"] == 0
 
 
-@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("double", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_keep(double, fractional_file, stored_cells, write_cells, tmp_path, monkeypatch):
     adata = anndata.read_h5ad(fractional_file)
     if double:
