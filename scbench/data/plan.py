@@ -22,6 +22,7 @@ from scbench.data.measured import measured_tokens, pack
 from scbench.data.obs import ObsColumn, list_groups, obs_columns
 from scbench.data.part import Part, Range, cell_ranges, parse_part
 from scbench.data.shard_format import FORMAT_VERSION
+from scbench.data.sources.anndata import AnnDataSource
 from scbench.data.sources.census_client import census_name
 from scbench.data.sources.census_selection import CensusSelection, select_cells
 from scbench.data.sources.inputs import SourceOptions, is_parquet, open_obs, open_source, split_inputs
@@ -50,6 +51,7 @@ class Source:
     datasets: tuple[str, ...]  # of a census, in order; () for others
     recovered_counts: dict | None
     kind: str  # h5ad, zarr, 10x_h5, parquet or census
+    by_columns: bool  # the counts have to be brought into the order of rows first
     licence: str | None
     provenance: dict = field(default_factory=dict)  # more for the manifest
 
@@ -139,9 +141,9 @@ def make_plan(config: PrepareConfig, workers: int, work: Path) -> Plan:
             umi_only=not config.include_read_counts,
         )
         return _make_plan(config, workers, files, location, selection)
-    except BaseException:
-        if selection is not None and selection.created:
-            selection.file.unlink()
+    except BaseException as error:
+        if selection is not None and not isinstance(error, RetryError):
+            selection.discard()
         with contextlib.suppress(OSError):  # parts of an earlier run are there, or nothing is
             work.rmdir()
         raise
@@ -205,6 +207,7 @@ def _make_plan(
             datasets=() if options.census is None else selection.datasets,
             recovered_counts=_recovered(options) if part and options in read else looked.recovered,
             kind=looked.kind,
+            by_columns=looked.by_columns,
             licence=looked.licence or config.licence,
             provenance={} if options.census is None else {"census": selection.provenance},
         ))
@@ -225,6 +228,7 @@ class _Looked(NamedTuple):
     recovered: dict | None
     present: np.ndarray | None  # of a census: which genes each dataset measured
     kind: str
+    by_columns: bool
     licence: str | None
     gene_map: GeneMap | None = None
 
@@ -234,7 +238,7 @@ def _look_at(name: str, options: SourceOptions, selection: CensusSelection | Non
         present = None if options.census is None else source.present(selection.datasets)
         recovered = None if part else source.recovered  # reads all of the input if there is anything to recover
         return _Looked(name, replace(options, layer=source.layer), source.n_cells, source.identity, recovered, present,
-                       source.kind, source.licence)
+                       source.kind, isinstance(source, AnnDataSource) and source.by_columns, source.licence)
 
 
 def _recovered(options: SourceOptions) -> dict | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from scbench.config import PrepareConfig
 from scbench.data.counts import EXACT_COUNT
 from scbench.data.gather import gather
+from scbench.data.into_rows import rows_tasks, with_rows, write_rows
 from scbench.data.plan import Plan, make_plan, or_skip
 from scbench.data.publish import publish
 from scbench.data.scatter import close_sources, scatter
@@ -97,16 +98,20 @@ def run_prepare(config: PrepareConfig) -> dict:
 
 def _prepare(plan: Plan, shares: tuple[float, float, float], workers: int, work: Path, output: Path) -> None:
     _start_over_unless(plan, work)
-    tasks = scatter_tasks(plan, work)
     with progress_bars() as progress:
-        advance = progress("reading", plan.cells)
-        with Workers(min(workers, len(tasks))) as pool:
-            try:
+        try:
+            tasks = rows_tasks(plan, work)
+            advance = progress("bringing columns into rows", len(tasks))
+            with Workers(min(workers, len(tasks))) as pool:
+                plan = with_rows(plan, tasks, pool.map(write_rows, tasks, lambda _: advance(1)))
+            tasks = scatter_tasks(plan, work)
+            advance = progress("reading", plan.cells)
+            with Workers(min(workers, len(tasks))) as pool:
                 scattered = pool.map(scatter, tasks, lambda task: advance(task.stop - task.start))
-            except RetryError:
-                raise
-            except UserError as error:
-                raise or_skip(error, len(plan.sources)) from error
+        except RetryError:
+            raise
+        except UserError as error:
+            raise or_skip(error, len(plan.sources)) from error
         plan, tasks, scattered = without_bad_sources(plan, tasks, scattered)
         sources = source_facts(plan, tasks, scattered)
         buckets = gather_tasks(plan, shares, tasks, scattered, work)
@@ -123,7 +128,7 @@ def _start_over_unless(plan: Plan, work: Path) -> None:
     if (work / "store").exists():  # killed while the shards were being moved there
         shutil.rmtree(work / "store")
         shutil.rmtree(work / "shards", ignore_errors=True)
-    for name in ("runs", "shards"):
+    for name in ("rows", "runs", "shards"):
         for leftover in (work / name).glob(".partial-*" if same else "*"):
             shutil.rmtree(leftover)
     write_text(fingerprint, plan.fingerprint())

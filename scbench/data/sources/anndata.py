@@ -15,7 +15,8 @@ from scbench.data.cells import MAX_COUNT, Counts
 from scbench.data.counts import FRACTIONAL, INEXACT_DISTANCE, INEXACT_SHARE, TAKE_FRACTIONAL, recover
 from scbench.data.fractional import accept_counts
 from scbench.data.gene_identity import GeneIdentity, identify
-from scbench.data.sources.matrix import Matrix, Rows, ViewMatrix, open_matrix
+from scbench.data.sources.matrix import CSCMatrix, Matrix, Rows, ViewMatrix, open_matrix
+from scbench.data.sources.row_order import RowFiles, write_rows
 from scbench.data.sources.stored import Candidate, Reading, StoredAnnData, check_anndata, close, named_licence, open_root
 from scbench.data.sources.tenx import TenxFile, is_tenx
 from scbench.errors import UserError
@@ -44,6 +45,8 @@ class AnnDataSource:
         If nothing holds integers, bring counts back from log1p(count × unit) with an unknown unit a cell.
     fractional
         If nothing holds integers, or where some values are not whole: refuse, round or keep them (`accept_counts`).
+    rows
+        Where the rows of the same file and `layer` are (`bring_into_rows`).
 
     Raises
     ------
@@ -61,6 +64,7 @@ class AnnDataSource:
         genes_column: str | None = None,
         recover_counts: bool = False,
         fractional: Fractional = "refuse",
+        rows: Path | None = None,
     ):
         self.name = "AnnData" if isinstance(source, AnnData) else Path(source).name
         self._fractional: Fractional = fractional
@@ -73,7 +77,12 @@ class AnnDataSource:
                 self.n_cells: int = self._parts.n_cells
                 if self.n_cells == 0:
                     raise UserError(f"{self.name} has no cells.")
-                candidate, self._matrix, self._recovering = self._choose(self._parts.candidates(), layer, recover_counts)
+                candidates = self._parts.candidates()
+                if rows is None:
+                    candidate, self._matrix, self._recovering = self._choose(candidates, layer, recover_counts)
+                else:
+                    candidate, self._matrix = candidates[layer], RowFiles(rows)
+                    self._recovering = self._matrix.recovering
                 var = candidate.var()
                 if self._matrix.shape != (self.n_cells, len(var)):
                     raise UserError(
@@ -116,6 +125,11 @@ class AnnDataSource:
         """The licence that uns names, if it does."""
         with self._reading():
             return self._parts.licence()
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether the counts are stored by columns, so that reading rows here and there takes passes over all of them."""
+        return isinstance(self._matrix, CSCMatrix)
 
     def read(self, start: int, stop: int) -> Counts:
         """The counts of cells `start` … `stop`−1; UserError names the cell if a value is no count."""
@@ -321,6 +335,19 @@ class _AnnDataObject:
 
     def close(self) -> None:
         pass
+
+
+def bring_into_rows(path: Path, layer: str, start: int, stop: int, directory: Path, *, recovering: bool) -> None:
+    """Write cells `start` … `stop`−1 of a file that has them by columns into `directory`, to be read as `rows`.
+
+    `recovering`: whether counts have to be recovered. UserError if the file is damaged.
+    """
+    parts = _open_parts(path)
+    try:
+        with Reading(path.name, _KINDS[parts.kind]):
+            write_rows(parts.candidates()[layer].open(), start, stop, directory, recovering=recovering)
+    finally:
+        parts.close()
 
 
 def _open_parts(path: Path) -> StoredAnnData | TenxFile:

@@ -33,6 +33,7 @@ class SourceOptions:
     fractional: Fractional
     vocabulary: Vocabulary | None  # that the ids of a parquet file are of; None for others
     census: str | None = None  # version or URI of the census that the cells are of
+    rows: Path | None = None  # directory with the cells in the order of rows, if the file has them by columns
 
 
 def split_inputs(inputs: Sequence[str | Path]) -> tuple[tuple[Path, ...], str | None]:
@@ -93,7 +94,7 @@ def open_source(options: SourceOptions) -> AnnDataSource | ParquetSource | Censu
         return ParquetSource(options.path, options.vocabulary, options.fractional)
     return AnnDataSource(
         options.path, layer=options.layer, genes_column=options.genes_column, recover_counts=options.recover_counts,
-        fractional=options.fractional,
+        fractional=options.fractional, rows=options.rows,
     )
 
 

@@ -1,5 +1,6 @@
 """Cells × genes matrices read by ranges of rows in bounded memory: CSR, CSC and dense, in an h5ad file or in memory."""
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -53,7 +54,8 @@ class CSCMatrix:
     """Compressed columns in an h5ad file, read by streaming the whole file once for each range of rows.
 
     A range holds as many rows as fit CSC_BUFFER_BYTES and is kept until a row outside it is asked for, so reading all
-    rows in order costs one pass over the indices and one pass over the file a range.
+    rows in order costs one pass over the indices and one pass over the file a range. (`prepare` streams a file once, and
+    reads rows of what row_order.py writes.)
     """
 
     def __init__(self, shape: tuple[int, int], indptr: np.ndarray, indices: h5py.Dataset, data: h5py.Dataset):
@@ -61,6 +63,28 @@ class CSCMatrix:
         self._indptr, self._indices, self._data = indptr.astype(np.int64), indices, data
         self._start = self._stop = 0
         self._buffer: CSRMatrix | None = None
+
+    @property
+    def nnz(self) -> int:
+        """Stored entries."""
+        return int(self._indptr[-1])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the values."""
+        return self._data.dtype
+
+    def stream(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Rows, columns and values of CSC_STREAM entries at a time, in the order of the file."""
+        for low in range(0, self.nnz, CSC_STREAM):
+            rows = self._indices[low : low + CSC_STREAM]
+            yield rows, self._columns(low, low + len(rows)), self._data[low : low + CSC_STREAM]
+
+    def _columns(self, low: int, high: int) -> np.ndarray:
+        """The columns of entries `low` … `high`−1, int32."""
+        first, last = np.searchsorted(self._indptr, (low, high - 1), side="right")
+        lengths = np.diff(np.clip(self._indptr[first - 1 : last + 1], low, high))
+        return np.repeat(np.arange(first - 1, last, dtype=np.int32), lengths)
 
     @cached_property
     def _row_offsets(self) -> np.ndarray:
@@ -89,6 +113,7 @@ class CSCMatrix:
         fill = offsets[:-1].copy()  # where the next entry of each row goes
         for low in range(0, int(self._indptr[-1]), CSC_STREAM):
             rows = self._indices[low : low + CSC_STREAM]
+            size = len(rows)
             inside = np.flatnonzero((rows >= start) & (rows < stop))
             if len(inside) == 0:
                 continue
@@ -98,7 +123,7 @@ class CSCMatrix:
             lengths = np.bincount(rows, minlength=stop - start)
             rank = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
             target = fill[rows] + rank
-            columns[target] = np.searchsorted(self._indptr, low + inside, side="right") - 1
+            columns[target] = self._columns(low, low + size)[inside]
             values[target] = self._data[low : low + CSC_STREAM][inside]
             fill += lengths
         self._start, self._stop = start, stop
