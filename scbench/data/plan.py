@@ -23,7 +23,7 @@ from scbench.data.obs import ObsColumn, list_groups, obs_columns
 from scbench.data.part import Part, Range, cell_ranges, parse_part
 from scbench.data.shard_format import FORMAT_VERSION
 from scbench.data.sources.anndata import AnnDataSource
-from scbench.data.sources.census_client import census_name
+from scbench.data.sources.census_client import census_name, pinned
 from scbench.data.sources.census_selection import CensusSelection, select_cells
 from scbench.data.sources.inputs import SourceOptions, is_parquet, open_obs, open_source, split_inputs
 from scbench.data.splits import check_group_count
@@ -134,7 +134,7 @@ def make_plan(config: PrepareConfig, workers: int, work: Path) -> Plan:
     _check_options(config, files, location)
     if location is None:
         return _make_plan(config, workers, files, None, None)
-    selection = None
+    location, selection = pinned(location), None
     try:
         selection = select_cells(
             location, work, filter=config.filter, presets=config.preset, primary_only=not config.include_duplicate_cells,

@@ -63,6 +63,14 @@ def test_presets_share_no_cell_and_filters_narrow_them(select, census):
     assert both == joinids(census[1], wanted) != []
 
 
+def test_genes_of_one_name_stay_apart(make, census):
+    """Two of the census's genes are called TWICE; their ids tell them apart."""
+    store = make()
+    (source,) = store.manifest["sources"]
+    assert (source["genes"], source["genes_matched"], source["merged_columns"]) == (40, 40, 0)
+    assert set(census[1].var_names) <= set(store.vocabulary.tokens)
+
+
 def test_cancers_that_no_cell_has_are_printed(select, capsys):
     select(presets=["pan-cancer"])
     said = capsys.readouterr().err
@@ -205,6 +213,7 @@ def test_what_the_client_says_becomes_one_sentence(census, monkeypatch, tmp_path
     import cellxgene_census
     import requests
 
+    monkeypatch.setattr(cellxgene_census, "get_census_version_description", lambda _: {})
     for error, kind, said in [
         (requests.exceptions.ConnectionError("Max retries exceeded"), RetryError, "cannot be reached"),
         (ValueError("Unsupported SOMA object encoding version 9"), UserError, "client is too old .* pip install -U"),
@@ -217,10 +226,36 @@ def test_what_the_client_says_becomes_one_sentence(census, monkeypatch, tmp_path
         census_client.open_census.cache_clear()
         with pytest.raises(kind, match=said):
             prepare("census:2020-01-01", tmp_path / "store", workers=1)
+    monkeypatch.setattr(cellxgene_census, "__version__", "1.9.1")
+    with pytest.raises(UserError, match=r"cellxgene-census 1\.9\.1 is too old, 1\.17 is needed: pip install -U"):
+        prepare("census:", tmp_path / "store", workers=1)
     monkeypatch.setitem(sys.modules, "cellxgene_census", None)
     with pytest.raises(UserError, match=r"pip install 'scbench\[census\]'"):
         prepare("census:", tmp_path / "store", workers=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_stable_is_pinned_to_the_release_that_it_means(census, tmp_path, monkeypatch):
+    import cellxgene_census
+
+    opened, asked = cellxgene_census.open_soma, []
+
+    def open_release(*, census_version, context):
+        asked.append(census_version)
+        return opened(uri=str(census[0]), context=context)
+
+    def describe(version):
+        return {"release_build": "2031-01-30", "flags": {"lts": version == "2031-01-30"}}
+
+    monkeypatch.setattr(cellxgene_census, "open_soma", open_release)
+    monkeypatch.setattr(cellxgene_census, "get_census_version_description", describe)
+    census_client.open_census.cache_clear()
+    store = prepare("census:stable", tmp_path / "store", workers=1, split=".5,.5,0")
+    (source,) = store.manifest["sources"]
+    assert source["name"] == "census:2031-01-30"
+    assert (source["census"]["location"], source["census"]["long_term_support"]) == ("2031-01-30", True)
+    assert set(asked) == {"2031-01-30"}
+    census_client.open_census.cache_clear()
 
 
 def test_counts_past_uint32(census, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from scbench import prepare
 from scbench.data import plan as plan_module
 from scbench.data import scatter as scatter_module
-from scbench.data.sources import census_client
+from scbench.data.sources import census_client, census_selection
 from scbench.data.sources.census import CensusSource
 from scbench.errors import RetryError
 
@@ -79,6 +79,22 @@ def test_killed_at_five_moments(folder, census, run_python):
     assert not (folder / ".prepare-store").exists()
 
 
+def test_network_lost_while_looking_at_the_inputs(folder, census, monkeypatch):
+    """The list of cells stays, and serves the same request only."""
+    with monkeypatch.context() as patch:
+        patch.setattr(plan_module, "check_organisms", lambda _: raise_(RetryError("no network")))
+        with pytest.raises(RetryError):
+            prepare(f"census:{census[0]}", folder / "store", workers=1, split=".5,.5,0")
+    (listed,) = (folder / ".prepare-store").glob("soma_joinids-*")
+    listed.write_bytes(listed.read_bytes()[:-8] + bytes(8))  # damaged: chosen again
+    prepare(f"census:{census[0]}", folder / "store", workers=1, split=".5,.5,0")
+    assert digest(folder / "store") == digest(folder / "fresh")
+
+
+def raise_(error: Exception):
+    raise error
+
+
 def test_network_lost_in_the_middle(folder, census, monkeypatch):
     """What was read stays, and the next run goes on with it."""
     read, scattered = CensusSource.read, []
@@ -89,10 +105,14 @@ def test_network_lost_in_the_middle(folder, census, monkeypatch):
                 raise OSError("curl: connection reset by peer")
             return read(self, start, stop)
 
+    def passed(*_, **__):
+        pytest.fail("the cells were chosen again")
+
     with monkeypatch.context() as patch:
         patch.setattr(CensusSource, "read", cut_off)
         with pytest.raises(RetryError, match="cannot be reached: curl: connection reset"):
             prepare(f"census:{census[0]}", folder / "store", workers=1, split=".5,.5,0")
+    monkeypatch.setattr(census_selection, "_choose", passed)
     work = scatter_module._scatter
     monkeypatch.setattr(scatter_module, "_scatter", lambda *task: scattered.append(task) or work(*task))
     prepare(f"census:{census[0]}", folder / "store", workers=1, split=".5,.5,0")
