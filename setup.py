@@ -25,7 +25,7 @@ setup(
         "scbench.ds_configs",
     ],
     package_dir={"scbench": "scbench", "scbench.kernels": "kernels", "scbench.ds_configs": "ds_configs"},
-    package_data={"scbench.data": ["gene_table/*"], "scbench.ds_configs": ["*.json"]},
+    package_data={"scbench.data": ["gene_table/*"], "scbench.kernels": ["*.c"], "scbench.ds_configs": ["*.json"]},
     install_requires=[
         "torch>=2.13,<2.14",
         "triton==3.7.1; platform_system == 'Linux'",

@@ -12,7 +12,7 @@ import torch
 
 from scbench.config import InputLaw
 from scbench.data.batch import CellBatch
-from scbench.data.extents import Cells, ExtentCache, SplitReader
+from scbench.data.extents import CellRows, Cells, ExtentCache, SplitReader
 from scbench.data.microbatch import balance, micro_steps
 from scbench.data.order import SampleOrder, default_lanes
 from scbench.data.prefetch import Prefetcher
@@ -158,7 +158,7 @@ def validation_batches(
         extents = np.searchsorted(starts, numbers, side="right") - 1
         cache.keep_only(set(extents.tolist()))
         cache.read(np.unique(extents).tolist())
-        cells = cache.gather(extents, numbers - starts[extents])
+        cells = cache.rows(extents, numbers - starts[extents])
         yield sampler.pack(sampler.draw(cells, numbers), np.arange(len(numbers)), numbers, numbers)
 
 
@@ -171,7 +171,7 @@ def _windows(
 
 
 def _window(
-    sampler: CellSampler, cells: Cells, samples: np.ndarray, numbers: np.ndarray, steps: int, micro_batch_cells: int | None
+    sampler: CellSampler, cells: CellRows, samples: np.ndarray, numbers: np.ndarray, steps: int, micro_batch_cells: int | None
 ) -> list[CellBatch]:
     """`steps` CellBatches of `cells`, whose keys are `samples` and whose numbers in the split are `numbers`."""
     sampled = sampler.draw(cells, samples)
@@ -193,7 +193,7 @@ class _AheadReader:
         self.cache = ExtentCache(split)
         self._next: tuple[int, list[int]] = (-1, [])  # start of the group after this one, this rank's extents in it
 
-    def window(self, step: int) -> tuple[Cells, np.ndarray, np.ndarray]:
+    def window(self, step: int) -> tuple[CellRows, np.ndarray, np.ndarray]:
         """This rank's raw cells of `step`, their sample numbers and their numbers in the split (int64 [n] both)."""
         order = self._order
         samples, located = order.rank_slice(step, self._batch_cells, self._rank, self._world)
@@ -204,7 +204,7 @@ class _AheadReader:
         self.cache.keep_only({*needed, *group.extents.tolist(), *coming})
         self.cache.read(needed)
         self.cache.read(coming[: -(-len(coming) * (end - group.start) // (group.stop - group.start))])
-        cells = self.cache.gather(located.extents, located.indices)
+        cells = self.cache.rows(located.extents, located.indices)
         return cells, samples, order.starts[located.extents] + located.indices
 
     def _coming(self, start: int) -> list[int]:

@@ -1,12 +1,14 @@
 """The random part of a training sample: which genes of a long cell are shown, and which of those are masked.
 
 Every decision comes from the keyed generator: word `gene` of the key `bits(key(seed, stream), sample)`. So it depends on
-the seed, the sample number and the gene alone, not on the batch, the rank or the order in which cells are built.
+the seed, the sample number and the gene alone, not on the batch, the rank or the order in which cells are built; and not
+on the machine: weighted draws use a logarithm of their own (kernels/logarithm.py). kernels/sampler.c does the same, faster.
 """
 
 import numpy as np
 
 from scbench.kernels import random
+from scbench.kernels.logarithm import log, log1p
 from scbench.kernels.random import Stream
 
 WEIGHT_FLOOR = 1e-5  # added to every weight, as the reference does: a cell's least expressed genes are almost never drawn
@@ -58,8 +60,7 @@ def draw_genes(
     offsets = np.asarray(offsets, dtype=np.int64)
     lengths = np.diff(offsets)
     keep = np.ones(len(genes), dtype=bool)
-    keys = random.bits(random.key(seed, Stream.SUBSET), samples)
-    by_weight = random.below(random.bits(random.key(seed, Stream.SUBSET_LAW), samples), weighted_share)
+    keys, by_weight = subset_keys(samples, seed, weighted_share)
     rank = np.zeros(len(genes) if in_draw_order else 0)  # short cells' genes are equal: they keep their order
     for cells in _blocks(np.flatnonzero(lengths > max_genes), lengths):
         start, stop = offsets[cells[0]], offsets[cells[-1] + 1]  # short cells in between are few or short
@@ -68,8 +69,8 @@ def draw_genes(
             row = slice(offsets[cell], offsets[cell + 1])
             clocks = words[row.start - start : row.stop - start]
             if by_weight[cell]:
-                values = np.log1p(counts[row], dtype=np.float64)
-                clocks = -np.log(random.uniform(clocks)) / (values - values.min() + WEIGHT_FLOOR)
+                values = log1p(counts[row])
+                clocks = -log(random.uniform(clocks)) / (values - values.min() + WEIGHT_FLOOR)
             _keep_smallest(clocks, max_genes, keep[row])
             if in_draw_order:
                 rank[row] = clocks
@@ -82,8 +83,19 @@ def draw_genes(
 
 def draw_mask(genes: np.ndarray, offsets: np.ndarray, samples: np.ndarray, *, seed: int, ratio: float) -> np.ndarray:
     """Which genes are masked, bool [N]: each with probability `ratio`, independently. Arguments as in `draw_genes`."""
-    keys = random.bits(random.key(seed, Stream.MASK), samples)
+    keys = mask_keys(samples, seed)
     return random.below(random.bits(np.repeat(keys, np.diff(offsets)), genes), ratio)
+
+
+def subset_keys(samples: np.ndarray, seed: int, weighted_share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Each cell's key of the genes drawn, uint64 [B], and whether they are drawn by weight, bool [B]."""
+    laws = random.bits(random.key(seed, Stream.SUBSET_LAW), samples)
+    return random.bits(random.key(seed, Stream.SUBSET), samples), random.below(laws, weighted_share)
+
+
+def mask_keys(samples: np.ndarray, seed: int) -> np.ndarray:
+    """Each cell's key of the genes masked, uint64 [B]."""
+    return random.bits(random.key(seed, Stream.MASK), samples)
 
 
 def _blocks(cells: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
