@@ -21,7 +21,7 @@ class Counts(NamedTuple):
     """Counts of some cells by column of their source. Inside a cell, columns come in the order of the file."""
 
     columns: np.ndarray  # int64 [nnz], positions in the source's var
-    counts: np.ndarray  # uint32 [nnz], or float64 where fractional ones are kept; a file may store zeros
+    counts: np.ndarray  # uint32 [nnz], or float32 or float64 where fractional ones are kept; a file may store zeros
     offsets: np.ndarray  # int64 [cells+1], where each cell starts; offsets[0] is 0
     fractional: int = 0  # values that were not whole
     distance: float = 0.0  # the largest of theirs to a whole number
@@ -31,7 +31,7 @@ class CellTokens(NamedTuple):
     """Counts of some cells by token: ascending and distinct inside a cell, no zeros."""
 
     genes: np.ndarray  # uint32 [nnz], token ids
-    counts: np.ndarray  # uint32 [nnz], or float64 if some are not whole
+    counts: np.ndarray  # uint32 [nnz], or float32 or float64 if some are not whole
     offsets: np.ndarray  # int64 [cells+1], where each cell starts; offsets[0] is 0
     totals: np.ndarray  # int64 or float64 [cells], all counts of the cell, those of unmatched genes included
 
@@ -59,7 +59,8 @@ def wide(counts: np.ndarray) -> np.ndarray:
 
 
 def to_tokens(counts: Counts, gene_map: "GeneMap") -> CellTokens:
-    """Map columns to tokens: unmatched columns leave, columns of one token are summed, tokens are sorted, zeros are gone.
+    """Map columns to tokens: unmatched columns leave, columns of one token are summed (in the counts' dtype), tokens are
+    sorted, zeros are gone.
 
     Raises
     ------

@@ -19,7 +19,7 @@ PLAIN_UNITS = 20  # 1, 1/2, … 1/20: what shared reads are counted in. Counts s
 class Accepted(NamedTuple):
     """Values as counts."""
 
-    counts: np.ndarray  # uint32 [nnz], or float64 if fractional ones are kept
+    counts: np.ndarray  # uint32 [nnz]; floating, as the values were, if fractional ones are kept
     fractional: int  # values that were not whole
     distance: float  # the largest of theirs to a whole number
 
@@ -43,7 +43,8 @@ def accept_counts(values: np.ndarray, offsets: np.ndarray, fractional: Fractiona
     if found is not None:
         return None, Problem(found, problem.position, problem.value)
     distances = np.abs(wide - whole)
-    counts = whole.astype(np.uint32) if fractional == "round" else wide
+    kept = np.result_type(values.dtype, np.float32)  # float32 or float64
+    counts = whole.astype(np.uint32) if fractional == "round" else values.astype(kept)
     return Accepted(counts, int(np.count_nonzero(distances)), float(distances.max())), None
 
 

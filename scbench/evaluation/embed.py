@@ -72,7 +72,8 @@ def embed(
     model
         A pretrained model; its device is used, its training mode is left as it is.
     source
-        Raw counts: an AnnData (in memory, backed, a view), an h5ad file, or an open AnnDataSource.
+        Raw counts: an AnnData (in memory, backed, a view), an h5ad file, a zarr store, a 10x Genomics HDF5 file, or an open
+        AnnDataSource.
     max_genes
         Longer cells are sampled; by default what the model was trained with.
     draws
@@ -284,6 +285,8 @@ def run_embed(config: EmbedConfig) -> dict:
     embedding_files.check_suffix(config.output, config.only_embedding)
     model = load_model(config.model)
     with opened(config.input, layer=config.layer, genes_column=config.genes_column) as source:
+        if source.kind != "h5ad" and not config.only_embedding:
+            raise UserError(f"only of an h5ad file a copy is written: for {source.name}, give --only-embedding.")
         embedding = embed_source(
             model, source, draws=config.draws, seed=config.seed, batch_cells=config.batch_cells, progress=not config.json
         )

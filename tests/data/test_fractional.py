@@ -215,7 +215,7 @@ def test_a_file_that_becomes_fractional_late(write_cells, tmp_path):
     counts[2999, :5] = 1.5
     path = write_cells("a.h5ad", counts)
     with AnnDataSource(path, fractional="keep") as source:
-        assert source.read(0, 2000).counts.dtype == np.uint32 and source.read(2000, 3000).counts.dtype == np.float64
+        assert source.read(0, 2000).counts.dtype == np.uint32 and source.read(2000, 3000).counts.dtype == np.float32
     store = prepare(path, tmp_path / "store", workers=1, fractional="keep")
     assert store.manifest["sources"][0]["fractional_values"] == 5 and store.manifest["sources"][0]["kept"] == 3000
 
