@@ -49,6 +49,7 @@ def gene_list(vocabulary: Vocabulary) -> GeneList:
 def measured_genes(measured: np.ndarray, genes: GeneList) -> np.ndarray:
     """bool [sets, MOST_GENES]: the genes of the list among the measured tokens, bool [sets, vocabulary]."""
     listed = np.zeros((len(measured), MOST_GENES), dtype=bool)
-    sets, tokens = np.nonzero(measured & (genes.numbers >= 0))
-    listed[sets, genes.numbers[tokens]] = True
+    known = genes.numbers >= 0
+    for row, tokens in zip(listed, measured, strict=True):
+        row[genes.numbers[tokens & known]] = True
     return listed

@@ -166,7 +166,7 @@ def _join(parts: list[CellTokens]) -> CellTokens:
 
 
 def _by_stage(seen: dict[str, int]) -> str:
-    return ", ".join(f"{cells:,} by {stage}" for stage, cells in seen.items())
+    return ", ".join(f"{cells:,} by {stage}" for stage, cells in seen.items() if cells)
 
 
 def _too_many(source: str, seen: dict[str, int], labelled: int, most: float) -> str:

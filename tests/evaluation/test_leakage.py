@@ -16,6 +16,7 @@ from scbench.config import ModelConfig
 from scbench.data.gene_table import gene_table
 from scbench.data.training_fingerprints import TrainingFingerprints
 from scbench.errors import UserError
+from scbench.evaluation import leakage
 from scbench.evaluation.classification import benchmark_classification
 from scbench.evaluation.leakage import find_seen_cells
 from scbench.models.model import ExpressionModel
@@ -112,6 +113,36 @@ def test_empty_cells_and_cells_of_one_gene(tmp_path):
     asked = cells[:3].copy()  # empty, of one gene, and one as others
     asked.obs_names = ["c0", "c1", "c2"]
     assert find_seen_cells(store, asked).stage.tolist() == [-1, -1, 0]  # too little to be known by
+
+
+def test_panels_are_not_asked_by_core_or_gene_set(tmp_path):
+    """Cells that express most of 60 genes are alike: neither a barcode nor its absence makes copies of them."""
+    panel = make(80, 3)[:, 200:260].copy()
+    panel.X = sp.csr_matrix(np.random.default_rng(0).poisson(2, panel.shape).astype(np.float32))
+    panel[:40].copy().write_h5ad(tmp_path / "panel.h5ad")
+    store = scbench.prepare(tmp_path / "panel.h5ad", tmp_path / "store", workers=1)
+    others = panel[40:].copy()
+    others.obs_names = panel.obs_names[:40]
+    assert find_seen_cells(store, others).counts() == {"content": 0, "barcode": 0}
+    others.obs_names = [f"c{i}" for i in range(40)]
+    assert find_seen_cells(store, others).counts() == {"content": 0}
+    assert find_seen_cells(store, panel).counts()["content"] == 40
+
+
+def test_more_sets_of_measured_genes_than_have_signatures_of_their_own(store, monkeypatch):
+    monkeypatch.setattr(leakage, "NARROW_SETS", 0)
+    changed = change(make(60, 0), 0.1)
+    assert stages(find_seen_cells(store, changed)) == {"barcode": 60}
+    changed.obs_names = [f"c{i}" for i in range(60)]
+    assert stages(find_seen_cells(store, changed)) == {"gene set": 60}
+    assert stages(find_seen_cells(store, make(60, 7, barcodes=False))) == {}
+
+
+def test_fingerprints_on_another_list_of_genes_leave_the_contents(store):
+    store = scbench.Store.open(store.path)
+    store.manifest["fingerprints"]["genes"] = "another"
+    found = find_seen_cells(store, make(60, 0))
+    assert found.counts() == {"content": 60}
 
 
 def model_of(store: scbench.Store, folder: Path, splits: tuple[str, ...] = ("train", "validation")) -> ExpressionModel:
