@@ -1,4 +1,4 @@
-"""Loaders side by side: cells/s of training-ready batches, of raw shuffled rows, and bytes/s of blocks; memory, disk, first batch.
+"""Loaders side by side: training-ready cells/s, raw shuffled cells/s, bytes/s of blocks, memory, disk, time to first batch.
 
     python benchmarks/loader.py --data heart.h5ad pbmc3k.h5ad --cells 100000 --work DIR --json loader.json \\
         --python annbatch=ENV312/bin/python
@@ -10,11 +10,12 @@ anndata      anndata's AnnLoader over a backed h5ad file
 memmap       the ceiling: the same store through np.memmap, in the same order, 8 MB at a time, nothing checked
 
 All read the same cells and make the same batches: 128 cells, at most 512 genes of each, drawn as in pretraining, 40 % masked.
-scdataset, annbatch, anndata and memmap have scbench's own sampling and packing behind them.
-First every loader delivers an epoch that shows every gene: each cell must come once, gene by gene and count by count, or the
-loader gets no number. Then each tries its settings on each number of cores and keeps the best. Then rounds, all loaders in turn,
-each in a fresh process pinned to its cores: an epoch from opening on; who needs longer than --seconds is stopped there, and its
-rate is taken after the first batch. cold: the files are dropped from the page cache before (posix_fadvise).
+scdataset, annbatch, anndata and memmap have scbench's own sampling and packing behind them, by its fastest sampler.
+
+First every loader tries its settings, on each number of cores, and keeps the fastest. With those it delivers an epoch that
+shows every gene: each cell must come once, gene by gene and count by count, or the loader gets no number. Then rounds, all
+loaders in turn, each in a fresh process pinned to its cores: an epoch from opening on. Who needs longer than --seconds is
+stopped there, its rate taken from the first batch on. cold: the files leave the page cache before (posix_fadvise).
 
 Environments (torch for the CPU; another index serves it where PyPI's comes with CUDA):
 
@@ -24,10 +25,7 @@ Environments (torch for the CPU; another index serves it where PyPI's comes with
     ENV/bin/python benchmarks/loader.py --python annbatch=ENV312/bin/python …
 """
 
-import dataclasses
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -38,19 +36,13 @@ import loader_plots
 import machine
 import numpy as np
 import tyro
-from loaders import corpus
 from loaders.law import Law
+from loaders.rounds import MODULES, Bench, Contender, contenders, play
 from record import print_table, write
 
 from scbench.errors import UserError
 
-BENCHMARKS = Path(__file__).resolve().parent
-MODULES = {"scbench": "scbench_store", "memmap": "memmap", "reference": "reference", "annbatch": "annbatch",
-           "scdataset": "scdataset", "anndata": "anndata_loader"}
-SAME_STORE = {"memmap": "scbench"}
 IDENTITY = ("loader", "sampler", "stage", "cache", "cores", "status")
-SAMPLERS = ("numpy",)
-TRIAL_SECONDS = 3.0
 Name = Literal["scbench", "reference", "scdataset", "annbatch", "anndata", "memmap"]
 Cache = Literal["warm", "cold"]
 
@@ -75,7 +67,7 @@ class LoaderOptions:
     cores: tuple[int, ...] = (1, 2)
     """Numbers of cores to pin processes to."""
     caches: tuple[Cache, ...] = ("warm", "cold")
-    """States of the page cache; raw rows and blocks are timed warm only."""
+    """States of the page cache. Raw rows and blocks are timed warm only, and cold only on the largest number of cores."""
     rounds: int = 5
     """Rounds; medians are over them."""
     seconds: float = 8.0
@@ -90,7 +82,7 @@ class LoaderOptions:
             raise UserError("loader.py pins processes to cores and reads /proc: it needs Linux.")
         for name, least in (("cells", 2), ("rounds", 1)):
             if getattr(self, name) < least:
-                raise UserError(f"--{name} is {getattr(self, name)}: it must be at least {least}.")
+                raise UserError(f"--{name} {getattr(self, name)}: it must be at least {least}.")
         available = len(os.sched_getaffinity(0))
         for cores in self.cores:
             if not 1 <= cores <= available:
@@ -100,147 +92,22 @@ class LoaderOptions:
                 raise UserError(f"--python {pair}: give LOADER=INTERPRETER, like annbatch=ENV/bin/python.")
 
 
-@dataclass
-class Contender:
-    """A loader with one of the samplers, and what became of it."""
-
-    name: str
-    sampler: str | None  # of the tokenising behind it; the reference has its own
-    about: dict  # what building it said
-    status: str = "ok"
-    tried: dict[tuple[str, int], list[dict]] = dataclasses.field(default_factory=dict)  # by stage and number of cores
-    best: dict[tuple[str, int], dict] = dataclasses.field(default_factory=dict)
-    results: dict[tuple[str, str, int], list[dict]] = dataclasses.field(default_factory=dict)  # by stage, cache and cores
-
-
-class Bench:
-    """Tasks of loaders on one set of cells."""
-
-    def __init__(self, options: LoaderOptions, work: Path) -> None:
-        self.options, self.work = options, work
-        self.corpus = corpus.make(work / "cells", data=options.data, cells=options.cells, seed=options.seed,
-                                  vocabulary_size=options.vocabulary_size, max_genes=Law().max_genes)
-        self._pythons = dict(pair.split("=", 1) for pair in options.python)
-
-    def folder(self, name: str) -> Path:
-        """Where a loader's format lies."""
-        return self.work / SAME_STORE.get(name, name)
-
-    def run(self, name: str, action: str, *, sampler: str | None = None, cores: int | None = None,
-            settings: dict | None = None, law: Law | None = None, stage: str = "training") -> dict:
-        """What a task in a fresh process gives."""
-        law = law or Law(seed=self.options.seed)
-        allowed = sorted(os.sched_getaffinity(0))[:cores]
-        task = {"action": action, "module": MODULES[name], "corpus": str(self.work / "cells"), "stage": stage,
-                "folder": str(self.folder(name)), "law": law._asdict(), "settings": settings or {},
-                "cores": allowed if cores else None, "seconds": TRIAL_SECONDS if action == "try" else self.options.seconds}
-        threads = str(len(allowed))
-        limits = {f"{name}_NUM_THREADS": threads for name in ("OMP", "OPENBLAS", "MKL", "NUMBA", "RAYON")}
-        environment = {**os.environ, **limits, "HF_HUB_OFFLINE": "1", "SCBENCH_SAMPLER": sampler or "numpy"}
-        process = subprocess.run([self._pythons.get(name, sys.executable), "-m", "loaders.run"], cwd=BENCHMARKS,
-                                 input=json.dumps(task), capture_output=True, text=True, env=environment)
-        if process.returncode:
-            raise UserError(f"{name}: {action} ended with {process.returncode}:\n{process.stderr[-3000:]}")
-        return json.loads(process.stdout.splitlines()[-1])
-
-    def files(self, name: str, settings: dict | None = None) -> list[Path]:
-        """What a loader reads, with these settings (None: with any)."""
-        folder = self.folder(name)
-        if settings and "store" in settings:
-            folder /= f"{settings['store']}.zarr"
-        files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock" and path.name != "built"]
-        return files or [self.work / "cells" / corpus.CELLS_FILE]
-
-    def drop(self, name: str) -> None:
-        """Out of the page cache with a loader's files."""
-        for path in self.files(name):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)  # pages that are not written yet would stay
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)
-
-
-def contenders(bench: Bench) -> list[Contender]:
-    """Every loader with every sampler: built and checked, or why not."""
-    found = []
-    for name in dict.fromkeys(bench.options.loaders):
-        if name in SAME_STORE:  # its store is another's
-            bench.run(SAME_STORE[name], "build")
-        about = bench.run(name, "build")
-        if "absent" in about:
-            found.append(Contender(name, None, about, status=f"absent: {about['absent']}"))
-            continue
-        for sampler in SAMPLERS if name != "reference" else (None,):
-            contender = Contender(name, sampler, about)
-            law = Law(seed=bench.options.seed, max_genes=bench.corpus["largest"])
-            failure = bench.run(name, "check", sampler=sampler, law=law, settings=about["tried"][0])["failure"]
-            contender.status = failure or "ok"
-            found.append(contender)
-    return found
-
-
-def tune(bench: Bench, contender: Contender) -> None:
-    """Try all settings of each stage on each number of cores, warm; keep the fastest."""
-    settings = contender.about["tried"]
-    for stage in contender.about["stages"]:
-        for cores in bench.options.cores:
-            trials = []
-            if len(settings) > 1 and (stage == "training" or contender.sampler == SAMPLERS[0]):
-                for tried in settings:
-                    result = bench.run(contender.name, "try", sampler=contender.sampler, cores=cores, settings=tried, stage=stage)
-                    trials.append({**tried, "cells_per_second": round(result["cells_per_second"])})
-            best = int(np.argmax([trial["cells_per_second"] for trial in trials])) if trials else 0
-            contender.tried[stage, cores], contender.best[stage, cores] = trials, settings[best]
-
-
-def play(bench: Bench, found: list[Contender]) -> None:
-    """The rounds."""
-    options = bench.options
-    turns = [("training", cache, cores) for cache in options.caches for cores in options.cores]
-    turns += [(stage, "warm", cores) for stage in ("rows", "extents") for cores in options.cores]
-    for _ in range(options.rounds):
-        for stage, cache, cores in turns:
-            for contender in found:
-                if contender.status != "ok" or stage not in contender.about["stages"]:
-                    continue
-                if stage != "training" and contender.sampler != SAMPLERS[0]:  # no sampler in it: once is enough
-                    continue
-                if cache == "cold":
-                    bench.drop(contender.name)
-                result = bench.run(contender.name, "time", sampler=contender.sampler, cores=cores, stage=stage,
-                                   settings=contender.best[stage, cores])
-                if stage == "training" and result["whole_epoch"]:
-                    _same_epoch(bench, contender, result)
-                contender.results.setdefault((stage, cache, cores), []).append(result)
-
-
-def _same_epoch(bench: Bench, contender: Contender, result: dict) -> None:
-    """A timed epoch has the cells and tokens that it must have (an endless loader fills its last batch)."""
-    surplus = result["cells"] - bench.corpus["cells"]
-    per_cell = result["tokens_per_second"] / result["cells_per_second"]
-    expected = bench.corpus["tokens"] / bench.corpus["cells"]
-    if not 0 <= surplus < Law().batch_cells or abs(per_cell / expected - 1) > 1e-3 + surplus / bench.corpus["cells"]:
-        contender.status = f"failed: an epoch of {result['cells']} cells with {per_cell:.1f} tokens each"
-
-
 def rows_of(bench: Bench, found: list[Contender]) -> list[dict]:
     """A row a loader, sampler, stage, cache state and number of cores."""
     rows = []
     for contender in found:
         shared = {"loader": contender.name, "sampler": contender.sampler}
         if contender.status != "ok":
-            rows.append({**shared, "stage": "training", "cache": None, "cores": None, "status": contender.status,
-                         "cells_per_second": None, "tokens_per_second": None, "peak_bytes": None, "settings": _settings(bench)})
+            nothing = dict.fromkeys(("cache", "cores", "cells_per_second", "tokens_per_second", "peak_bytes"))
+            rows.append({**shared, "stage": "training", **nothing, "status": contender.status, "settings": _settings(bench)})
             continue
         for (stage, cache, cores), results in sorted(contender.results.items()):
             cells = [result["cells_per_second"] for result in results]
             medians = {name: float(np.median([result[name] for result in results])) for name in (
                 "cells_per_second", "tokens_per_second", "first_batch_seconds", "peak_bytes", "idle_bytes")}
             if stage == "training":
-                medians["disk_bytes_per_cell"] = sum(
-                    path.stat().st_size for path in bench.files(contender.name, contender.best[stage, cores])) / bench.corpus["cells"]
+                files = bench.files(contender.name, contender.best[stage, cores])
+                medians["disk_bytes_per_cell"] = sum(path.stat().st_size for path in files) / bench.corpus["cells"]
             else:
                 medians["bytes_per_second"] = float(np.median([result["bytes_per_second"] for result in results]))
             rows.append({
@@ -254,7 +121,8 @@ def rows_of(bench: Bench, found: list[Contender]) -> list[dict]:
 
 def _settings(bench: Bench) -> dict:
     about = {name: bench.corpus[name] for name in ("data", "cells", "median_genes")}
-    return {**about, **Law(seed=bench.options.seed)._asdict(), "rounds": bench.options.rounds, "seconds": bench.options.seconds}
+    options = bench.options
+    return {**about, **Law(seed=options.seed)._asdict(), "rounds": options.rounds, "seconds": options.seconds}
 
 
 def report(rows: list[dict]) -> None:
@@ -279,11 +147,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Make the cells, check, try, time, write."""
     options = tyro.cli(LoaderOptions, args=arguments, description=__doc__)
     with tempfile.TemporaryDirectory() as temporary:
-        bench = Bench(options, (options.work or Path(temporary)).absolute())
+        pythons = dict(pair.split("=", 1) for pair in options.python)
+        bench = Bench(options, pythons, (options.work or Path(temporary)).absolute())
         found = contenders(bench)
-        for contender in found:
-            if contender.status == "ok":
-                tune(bench, contender)
         play(bench, found)
         rows = rows_of(bench, found)
     report(rows)

@@ -12,7 +12,7 @@ from scbench.data.extents import Cells
 warnings.filterwarnings("ignore")  # deprecation notices, once a batch
 
 # Cells of a batch (cut to training batches later), batches read ahead by a thread.
-TRIED = tuple({"batch": batch, "ahead": ahead} for batch, ahead in ((128, 0), (1024, 0), (8192, 0), (1024, 2)))
+TRIED = tuple({"batch": batch, "ahead": ahead} for batch, ahead in ((1024, 0), (8192, 0), (1024, 2), (8192, 2)))
 FORMAT = "h5ad, CSR, uncompressed"
 
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import datasets
 import numpy as np
 import torch
 from loaders.law import Law
@@ -13,8 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 from scbench.data.extents import Cells
 from scbench.data.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    import datasets
+
 # How `datasets` hands a cell over, and the processes that make cells (0: none but this).
-TRIED = tuple({"format": form, "workers": workers} for form in ("python", "torch", "numpy") for workers in (0, 1, 2))
+TRIED = tuple({"format": form, "workers": workers} for form, workers in (
+    ("numpy", 0), ("numpy", 1), ("numpy", 2), ("torch", 2), ("python", 2)))
 FORMAT = "parquet of lists (float32 ids, float32 log1p counts) and the Arrow cache that `datasets` makes of it"
 WEIGHT_FLOOR = 1e-5
 MASKED_VALUE = -1.0
@@ -42,7 +45,7 @@ class PaddedBatch(NamedTuple):
 class ReferenceCells(Dataset):
     """One cell at a time: at most `max_genes` genes drawn, values masked."""
 
-    def __init__(self, table: datasets.Dataset, law: Law) -> None:
+    def __init__(self, table: "datasets.Dataset", law: Law) -> None:
         self._table, self._law = table, law
 
     def __len__(self) -> int:
@@ -79,6 +82,7 @@ class Collate:
 def build(corpus: Path, folder: Path) -> None:
     """The parquet file, and the Arrow cache."""
     import anndata
+    import datasets  # noqa: F401, before the work: without it this loader is absent
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -94,7 +98,9 @@ def build(corpus: Path, folder: Path) -> None:
     _table(folder)
 
 
-def _table(folder: Path) -> datasets.Dataset:
+def _table(folder: Path) -> "datasets.Dataset":
+    import datasets
+
     datasets.disable_progress_bars()
     return datasets.load_dataset("parquet", data_files=str(folder / "cells.parquet"), cache_dir=str(folder / "arrow"),
                                  split="train")

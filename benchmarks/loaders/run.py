@@ -1,41 +1,37 @@
 """One task of one loader in a process of its own: `python -m loaders.run`, the task as JSON on standard input, what came of it
-as JSON on the last line of standard output. Pinned to its cores before anything else is imported."""
+as JSON on the last line of standard output."""
 
 import json
-import os
 import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
-TASK = json.load(sys.stdin)
-if TASK["cores"]:
-    os.sched_setaffinity(0, TASK["cores"])
+import numpy as np
+from loaders import tokenise
+from loaders.law import Law
 
-import time  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
-from importlib import import_module  # noqa: E402
-from types import ModuleType  # noqa: E402
+from scbench.data.cells import content_hash
+from scbench.data.prefetch import Prefetcher
 
-import numpy as np  # noqa: E402
-from loaders import tokenise  # noqa: E402
-from loaders.law import Law  # noqa: E402
-
-from scbench.data.cells import content_hash  # noqa: E402
-from scbench.data.prefetch import Prefetcher  # noqa: E402
+STAGES = ("training", "rows", "shuffled", "extents")
 
 
-def main() -> dict:
+def main(task: dict) -> dict:
     """Do the task."""
-    corpus, folder, law = Path(TASK["corpus"]), Path(TASK["folder"]), Law(**TASK["law"])
+    corpus, folder, law = Path(task["corpus"]), Path(task["folder"]), Law(**task["law"])
     try:
-        loader = import_module(f"loaders.{TASK['module']}")
+        loader = import_module(f"loaders.{task['module']}")
+        if task["action"] == "build":
+            return _build(loader, corpus, folder)
     except ImportError as error:
         return {"absent": f"{error} (Python {sys.version.split()[0]})"}
-    if TASK["action"] == "build":
-        return _build(loader, corpus, folder)
-    epoch = _epochs(loader, corpus, folder, law, TASK["settings"])
-    if TASK["action"] == "check":
-        return _check(loader, epoch["training"](), corpus)
-    return _time(epoch[TASK["stage"]], TASK["seconds"])
+    epochs = _epochs(loader, corpus, folder, law, task["settings"])
+    if task["action"] == "check":
+        return {"failure": _check(loader, epochs["training"](), np.load(corpus / "hashes.npy"))}
+    return _time(epochs[task["stage"]], task["seconds"])
 
 
 def _build(loader: ModuleType, corpus: Path, folder: Path) -> dict:
@@ -44,37 +40,37 @@ def _build(loader: ModuleType, corpus: Path, folder: Path) -> dict:
         folder.mkdir(exist_ok=True)
         loader.build(corpus, folder)
         done.touch()
-    return {"tried": loader.TRIED, "format": loader.FORMAT,
-            "stages": [stage for stage in ("training", "rows", "extents") if stage in _epochs(loader, corpus, folder, Law(), {})]}
+    stages = list(_epochs(loader, corpus, folder, Law(), {}))
+    return {"tried": loader.TRIED, "format": loader.FORMAT, "stages": stages}
 
 
 def _epochs(loader: ModuleType, corpus: Path, folder: Path, law: Law, settings: dict) -> dict[str, Callable[[], Iterator]]:
-    """What makes an epoch of each stage that the loader has; one that gives rows gets scbench's tokenising behind it."""
+    """What makes an epoch of each stage that the loader has; one that only gives rows gets scbench's tokenising behind it."""
     made = {stage: lambda stage=stage: getattr(loader, stage)(corpus, folder, law, settings)
-            for stage in ("training", "rows", "extents") if hasattr(loader, stage)}
+            for stage in STAGES if hasattr(loader, stage)}
     if "rows" in made and settings.get("ahead"):
         read = made["rows"]
         made["rows"] = lambda: Prefetcher(read(), settings["ahead"])
-    if "training" not in made:
+    if settings.get("workers") and hasattr(loader, "training_in_workers"):
+        made["training"] = lambda: loader.training_in_workers(corpus, law, settings)
+    elif "training" not in made:
         made["training"] = lambda: tokenise.tokenised(made["rows"](), corpus, law)
     return made
 
 
-def _check(loader: ModuleType, epoch: Iterator, corpus: Path) -> dict:
-    """An epoch at a length that shows every gene: each cell of the source must come once, gene by gene and count by count."""
+def _check(loader: ModuleType, epoch: Iterator, expected: np.ndarray) -> str | None:
+    """What is wrong with an epoch that shows every gene: each cell must come once, gene by gene and count by count.
+
+    `expected`: the sorted content hashes of the source.
+    """
     whole_cells = getattr(loader, "whole_cells", tokenise.whole_cells)
-    expected = np.load(corpus / "hashes.npy")
     hashes = []
     for batch in epoch:
         found = content_hash(*whole_cells(batch))
         if getattr(loader, "ENDLESS", False):  # the last batch reaches into the next epoch
             found = found[np.asarray(batch.samples) < len(expected)]
         hashes.append(found)
-    return {"failure": _failure(np.sort(np.concatenate(hashes)), expected)}
-
-
-def _failure(delivered: np.ndarray, expected: np.ndarray) -> str | None:
-    """What is wrong with the sorted hashes of an epoch's cells."""
+    delivered = np.sort(np.concatenate(hashes))
     wrong = np.count_nonzero(~np.isin(delivered, expected))
     if wrong:
         return f"failed: {wrong} cells differ from the source"
@@ -130,4 +126,4 @@ def _peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    print("\n" + json.dumps(main()))
+    print("\n" + json.dumps(main(json.load(sys.stdin))))

@@ -8,7 +8,7 @@ from loaders.law import Law
 
 from scbench.config import InputLaw
 from scbench.data.batch import CellBatch
-from scbench.data.extents import Cells, ExtentCache, SplitReader
+from scbench.data.extents import CellRows, Cells, ExtentCache, SplitReader
 from scbench.data.loader import Loader
 from scbench.data.order import SampleOrder, default_lanes
 from scbench.data.store import Store
@@ -46,15 +46,35 @@ def batches(split: SplitReader, corpus: Path, law: Law) -> Iterator[CellBatch]:
 
 
 def rows(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[Cells]:
-    """Raw cells in the loader's order."""
-    split = open_split(folder)
-    order = SampleOrder(split.extent_sizes, law.seed, default_lanes(len(split.extent_sizes), law.batch_cells))
+    """Raw cells in the loader's order, copied batch by batch (the loader itself samples them where they lie)."""
+    for cells in _located(open_split(folder), law):
+        if isinstance(cells, CellRows):
+            yield cells.copied()
+
+
+def shuffled(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[Cells]:
+    """The extents of an epoch, read and checked, and all that the loader does to mix their cells: every batch is located."""
+    for cells in _located(open_split(folder), law):
+        if isinstance(cells, Cells):
+            yield cells
+
+
+def _located(split: SplitReader, law: Law) -> Iterator[Cells | CellRows]:
+    """Group by group, its extents as they are read, then its cells in batches, in the loader's order."""
+    order = _order(split, law)
     cache = ExtentCache(split)
-    for start in range(0, split.n_cells, law.batch_cells):
-        located = order.locate(np.arange(start, min(start + law.batch_cells, split.n_cells)))
-        cache.keep_only({*order.group(start).extents.tolist(), *located.extents.tolist()})
-        cache.read(np.unique(located.extents).tolist())
-        yield cache.gather(located.extents, located.indices)
+    start = 0
+    while start < split.n_cells:
+        group = order.group(start)
+        cache.keep_only(set())
+        for extent in group.extents:
+            cache.read([int(extent)])
+            [piece] = cache.rows(np.array([extent]), np.zeros(1, dtype=np.int64)).pieces
+            yield Cells(piece.genes, piece.counts, piece.offsets)
+        for first in range(start, group.stop, law.batch_cells):
+            located = order.locate(np.arange(first, min(first + law.batch_cells, group.stop)))
+            yield cache.rows(located.extents, located.indices)
+        start = group.stop
 
 
 def extents(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[Cells]:
@@ -64,10 +84,14 @@ def extents(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[Ce
 
 def in_order(split: SplitReader, law: Law) -> Iterator[Cells]:
     """A split's extents in the order in which an epoch meets them."""
-    order = SampleOrder(split.extent_sizes, law.seed, default_lanes(len(split.extent_sizes), law.batch_cells))
+    order = _order(split, law)
     start = 0
     while start < split.n_cells:
         group = order.group(start)
         for extent in group.extents.tolist():
             yield Cells(*split.read_extent(extent))
         start = group.stop
+
+
+def _order(split: SplitReader, law: Law) -> SampleOrder:
+    return SampleOrder(split.extent_sizes, law.seed, default_lanes(len(split.extent_sizes), law.batch_cells))

@@ -7,7 +7,7 @@ import anndata
 import h5py
 import numpy as np
 from loaders.law import Law
-from loaders.tokenise import Tokeniser, tokenised
+from loaders.tokenise import Tokeniser
 from scdataset import BlockShuffling, scDataset
 from scipy import sparse
 from torch.utils.data import DataLoader, get_worker_info
@@ -20,8 +20,8 @@ from scbench.data.vocabulary import Vocabulary
 # tokenise too), batches read ahead by a thread.
 TRIED = tuple({"block": block, "fetch": fetch, "batch": batch, "workers": workers, "ahead": ahead}
               for block, fetch, batch, workers, ahead in (
-    (16, 512, 128, 0, 0), (64, 8192, 128, 0, 0), (256, 8192, 128, 0, 0), (256, 8192, 1024, 0, 0), (1024, 16384, 1024, 0, 0),
-    (256, 8192, 1024, 0, 2), (256, 8192, 128, 1, 0), (256, 8192, 128, 2, 0)))
+    (64, 8192, 128, 0, 0), (256, 8192, 128, 0, 0), (1024, 16384, 1024, 0, 0), (256, 8192, 1024, 0, 2), (256, 8192, 128, 1, 0),
+    (256, 8192, 128, 2, 0)))
 FORMAT = "h5ad, CSR, uncompressed"
 
 
@@ -51,12 +51,9 @@ def rows(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[Cells
         yield _cells(batch)
 
 
-def training(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[CellBatch]:
-    """An epoch, tokenised here, or by the processes that read."""
-    if settings["workers"] == 0:
-        yield from tokenised(rows(corpus, folder, law, settings), corpus, law)
-    else:
-        yield from _batches(corpus, law, settings, TokeniseInWorker(corpus, law))
+def training_in_workers(corpus: Path, law: Law, settings: dict) -> Iterator[CellBatch]:
+    """An epoch, tokenised by the processes that read."""
+    yield from _batches(corpus, law, settings, TokeniseInWorker(corpus, law))
 
 
 class TokeniseInWorker:

@@ -11,13 +11,12 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-
 from loaders.law import Law
 
 STAND_IN = find_spec("torch") is None
 if STAND_IN:
     torch = ModuleType("torch")
-    torch.Tensor, torch.device, torch.from_numpy, torch.tensor = np.ndarray, str, np.asarray, np.asarray
+    torch.Tensor, torch.device, torch.from_numpy, torch.tensor = np.ndarray, str, np.asarray, np.float32
     sys.modules["torch"] = torch
 
 from scbench.config import InputLaw  # noqa: E402
@@ -43,10 +42,16 @@ class Tokeniser:
         """Batches of `law.batch_cells` of the cells; the last one may be smaller."""
         numbers = np.arange(self._next, self._next + len(cells.offsets) - 1)
         self._next += len(numbers)
-        sampled = self._sampler.draw(cells, numbers)
+        sampled = self._sampler.draw(_unsigned(cells), numbers)
         for start in range(0, len(numbers), self._batch_cells):
             chosen = slice(start, start + self._batch_cells)
             yield self._sampler.pack(sampled, np.arange(len(numbers))[chosen], numbers[chosen], numbers[chosen])
+
+
+def _unsigned(cells: Cells) -> Cells:
+    """The same cells in the dtypes that the native sampler reads; nothing but offsets is copied."""
+    genes, counts = (x.view(f"u{x.itemsize}") if x.dtype.kind == "i" else x for x in (cells.genes, cells.counts))
+    return Cells(genes, counts, cells.offsets.astype(np.int64))
 
 
 def tokenised(rows: Iterator[Cells], corpus: Path, law: Law) -> Iterator[CellBatch]:
