@@ -158,6 +158,9 @@ class Split:
             sizes.append(full)
         self.extent_sizes = self._stored_sizes = np.concatenate(sizes)
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_arrays": {}}  # a spawned process opens its own
+
     def first(self, n_cells: int) -> "Split":
         """The split's first cells only (the store is shuffled: a random sample). At most all."""
         part = copy.copy(self)
@@ -227,7 +230,8 @@ class Split:
             tables = [pq.read_table(self._path / shard.name / CELLS_FILE, columns=columns) for shard in self.shards]
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(f"a {CELLS_FILE} of {self._path} cannot be read ({error}): run `scbench verify`.") from error
-        return pa.concat_tables(tables).slice(0, self.n_cells).to_pandas()
+        # totals are whole in some shards and fractional in others if such parts were merged
+        return pa.concat_tables(tables, promote_options="permissive").slice(0, self.n_cells).to_pandas()
 
     def _array(self, shard: ShardInfo, name: str) -> ts.TensorStore:
         """The array `name` of a shard, opened on first use and held to the manifest: its files, header, dtype and length."""

@@ -21,6 +21,7 @@ from scbench.cli import main
 from scbench.config import InputLaw, ModelConfig
 from scbench.data import plan as plan_module
 from scbench.data.loader import Loader
+from scbench.data.merge import merge
 from scbench.errors import UserError
 from scbench.files import sha256
 from scbench.models.model import ExpressionModel
@@ -247,6 +248,22 @@ class TestSkippedSources:
         main([*command, "--skip-bad-sources"])
         said = capsys.readouterr().out
         assert "left out: torn.h5ad: " in said and "300 of 300 cells kept" in said
+
+
+def test_whole_and_fractional_parts_are_merged(write_cells, stored_cells, tmp_path):
+    counts = random_counts(60, density=0.9)
+    paths = [write_cells("a.h5ad", counts), write_cells("b.h5ad", counts + 0.25 * (counts > 0))]
+    Vocabulary.build(GENES).save(tmp_path / "vocabulary.json")
+    options = {"workers": 1, "fractional": "keep", "vocabulary": tmp_path / "vocabulary.json"}
+    for number in (1, 2):
+        prepare(paths, tmp_path / f"part{number}", part=f"{number}/2", **options)
+    merged = merge([tmp_path / "part1", tmp_path / "part2"], tmp_path / "store")
+    whole = prepare(paths, tmp_path / "whole", **options)
+    assert contents(merged) == contents(whole)
+    totals = {cell["original_id"]: cell["total"] for cell in stored_cells(merged)}
+    assert totals["a:3"] == counts[3].sum() and totals["b:3"] == counts[3].sum() + 0.25 * np.count_nonzero(counts[3])
+    assert {shard.counts for shard in merged.shards} == {"uint8", "float32"}
+    assert [source["fractional_values"] for source in merged.manifest["sources"]] == [0, np.count_nonzero(counts)]
 
 
 def test_counts_past_the_stored_dtype(write_cells, tmp_path):
