@@ -70,6 +70,15 @@ class _Asked(NamedTuple):
     enough: np.ndarray  # bool [cells], LEAST_GENES genes are expressed
 
 
+class _Sets(NamedTuple):
+    """What the asked file shares with each set of measured genes of the training cells."""
+
+    shared: np.ndarray  # bool [sets, MOST_GENES]
+    signature: np.ndarray  # int64 [sets], which signature of the asked cells to compare
+    wide: np.ndarray  # bool [sets], SHARED_GENES are shared
+    most: np.ndarray  # bool [sets], and SHARED_PART of the set
+
+
 def find_seen_cells(
     training: ExpressionModel | Store | Path | str,
     source: AnnDataSource | anndata.AnnData | Path | str,
@@ -124,23 +133,20 @@ def find_seen_cells(
     stage[asked.enough & known[0]] = STAGES.index(CONTENT)
     if fingerprints is None or fingerprints.genes != common.fingerprint:  # none, or made with another list of genes
         return SeenCells(stage, (CONTENT,))
-    checked = _askable(fingerprints.measured, shared, asked, common)
-    if CORE in checked:
-        stage[(stage < 0) & (asked.core != 0) & known[1]] = STAGES.index(CORE)
-    _find_copies(fingerprints, asked, shared, signature_of, stage, progress)
-    return SeenCells(stage, checked)
-
-
-def _askable(measured: np.ndarray, shared: np.ndarray, asked: _Asked, common: GeneList) -> tuple[str, ...]:
-    """The stages that can know a copy of some training cell, by the genes that its source and the asked file measured."""
     genes = shared.sum(axis=1)
+    wide = genes >= SHARED_GENES
+    most = wide & (genes >= SHARED_PART * fingerprints.measured.sum(axis=1))
     can = {
         CONTENT: True,
         CORE: (shared[:, common.core_numbers].mean(axis=1) >= CORE_SHARE).any(),
         BARCODE: asked.barcode.any() and (genes >= EQUAL_BINS).any(),
-        GENE_SET: ((genes >= SHARED_GENES) & (genes >= SHARED_PART * measured.sum(axis=1))).any(),
+        GENE_SET: most.any(),
     }
-    return tuple(stage for stage in STAGES if can[stage])
+    checked = tuple(stage for stage in STAGES if can[stage])
+    if can[CORE]:
+        stage[(stage < 0) & (asked.core != 0) & known[1]] = STAGES.index(CORE)
+    _find_copies(fingerprints, asked, _Sets(shared, signature_of, wide, most), stage, progress)
+    return SeenCells(stage, checked)
 
 
 def _narrow(shared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -173,16 +179,14 @@ def _read(source: AnnDataSource, gene_map: GeneMap, common: GeneList, narrow: np
 
 
 def _find_copies(
-    fingerprints: TrainingFingerprints, asked: _Asked, shared: np.ndarray, signature_of: np.ndarray, stage: np.ndarray,
-    progress: bool,
+    fingerprints: TrainingFingerprints, asked: _Asked, sets: _Sets, stage: np.ndarray, progress: bool
 ) -> None:
     """Put the second stages into `stage`, where it is −1."""
     rows = np.flatnonzero((stage < 0) & asked.enough)
     with_barcode, without = rows[asked.barcode[rows] != 0], rows[asked.barcode[rows] == 0]
     barcodes = WordIndex(asked.barcode[with_barcode], with_barcode)
-    wide = shared.sum(axis=1) >= SHARED_GENES
     bands = {}
-    for number in np.unique(signature_of[wide]):
+    for number in np.unique(sets.signature[sets.most]):
         filled = rows[(asked.signatures[number, rows] != EMPTY).sum(axis=1) >= ALIKE_BINS]
         bands[number] = [WordIndex(_band_words(asked.signatures[number, filled], band), filled) for band in range(BANDS)]
 
@@ -190,10 +194,11 @@ def _find_copies(
         """Rows `stored` of a block with the asked cells `found`, pair by pair."""
         new = (stage[found] < 0) | (stage[found] > STAGES.index(name))
         stored, found = stored[new], found[new]
-        sets = block["measured"][stored]
-        index, bins = jaccard(block["signature"][stored], asked.signatures[signature_of[sets], found], shared, sets)
+        measured = block["measured"][stored]
+        signed = asked.signatures[sets.signature[measured], found]
+        index, bins = jaccard(block["signature"][stored], signed, sets.shared, measured)
         if name == BARCODE:
-            alike = (index >= SAME_BARCODE_JACCARD) & (bins >= SAME_BARCODE_BINS) & wide[sets]
+            alike = (index >= SAME_BARCODE_JACCARD) & (bins >= SAME_BARCODE_BINS) & sets.wide[measured]
             alike |= (index == 1) & (bins >= EQUAL_BINS)
         else:
             alike = (index >= ALIKE_JACCARD) & (bins >= ALIKE_BINS)
@@ -204,9 +209,9 @@ def _find_copies(
             for stored, found in barcodes.pairs(block["barcode"]):
                 compare(block, stored, found, BARCODE)
             signed = (block["signature"] != EMPTY).sum(axis=1) >= ALIKE_BINS
-            comparable = signed & wide[block["measured"]] & ((block["barcode"] == 0) | bool(len(without)))
+            comparable = signed & sets.most[block["measured"]] & ((block["barcode"] == 0) | bool(len(without)))
             for number, indices in bands.items():
-                mine = np.flatnonzero(comparable & (signature_of[block["measured"]] == number))
+                mine = np.flatnonzero(comparable & (sets.signature[block["measured"]] == number))
                 for band, index in enumerate(indices if len(mine) else ()):
                     for stored, found in index.pairs(_band_words(block["signature"][mine], band)):
                         unknown = (block["barcode"][mine[stored]] == 0) | (asked.barcode[found] == 0)

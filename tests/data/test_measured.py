@@ -1,9 +1,10 @@
 """Which genes each source measured, in a store of two files."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from scbench import Store, prepare
+from scbench import Store, find_seen_cells, merge, prepare
 from scbench.config import PrepareConfig
 from scbench.data import plan
 from scbench.data.measured import MEASURED_FILE, measured_tokens
@@ -51,6 +52,20 @@ def test_parts_of_an_earlier_run_serve_only_the_same_sets_and_fingerprints(files
         assert make_plan(config, 1, tmp_path / "work").fingerprint() != before
     monkeypatch.setattr(plan, "measured_tokens", lambda tokens, size, present: np.zeros((1, size), dtype=bool))
     assert make_plan(config, 1, tmp_path / "work").fingerprint() != before
+
+
+def test_a_merged_store_has_the_same_sets(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "TASK_CELLS", 20)
+    Vocabulary.build(GENES).save(tmp_path / "vocabulary.json")
+    options = {"workers": 1, "vocabulary": tmp_path / "vocabulary.json", "split": "1,0,0"}
+    parts = [prepare(files, tmp_path / part[0], part=part, **options) for part in ("1/2", "2/2")]
+    whole = prepare(files, tmp_path / "whole", **options)
+    merged = merge([part.path for part in parts], tmp_path / "merged")
+    np.testing.assert_array_equal(merged.measured_genes, whole.measured_genes)
+    assert merged.manifest["measured"] == whole.manifest["measured"]
+    said = [store.split("train").cells().set_index("original_id")["measured"].sort_index() for store in (merged, whole)]
+    pd.testing.assert_series_equal(*said)
+    assert find_seen_cells(merged, files[0]).counts()["content"] == 30
 
 
 def test_a_changed_file_and_an_older_store_are_one_sentence(files, tmp_path):
