@@ -154,7 +154,8 @@ class CensusSource:
             cell = first_cell + int(np.searchsorted(rows.offsets, problem.position, side="right")) - 1
             raise UserError(
                 f"cell {self._selected.read(cell, cell + 1)[0]} of {self.name} holds {problem.reason} ({problem.value:g}) "
-                "where raw counts are expected: leave its dataset out with --filter"
+                "where raw counts are expected: leave its dataset out with --filter "
+                f"\"dataset_id != '{self._obs.read('dataset_id', cell, cell + 1)[0]}'\""
                 f"{TAKE_FRACTIONAL if problem.reason == FRACTIONAL else ''}."
             )
         return Counts(rows.columns, accepted.counts, rows.offsets, accepted.fractional, accepted.distance)
