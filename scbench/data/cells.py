@@ -39,9 +39,14 @@ class CellTokens(NamedTuple):
 def take(cells: CellTokens, rows: np.ndarray) -> CellTokens:
     """Some of the cells, in the order of `rows` (int64, may repeat)."""
     lengths = np.diff(cells.offsets)[rows]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    positions = np.arange(offsets[-1]) + np.repeat(cells.offsets[rows] - offsets[:-1], lengths)
-    return CellTokens(cells.genes[positions], cells.counts[positions], offsets, cells.totals[rows])
+    genes, counts = (take_ranges(values, cells.offsets[rows], lengths) for values in (cells.genes, cells.counts))
+    return CellTokens(genes, counts, np.concatenate([[0], np.cumsum(lengths)]), cells.totals[rows])
+
+
+def take_ranges(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The `lengths` values from each of `starts` on, side by side. Faster than an index for each, unless cells are tiny."""
+    ranges = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
+    return np.concatenate([values[:0], *(values[start:stop] for start, stop in ranges)])
 
 
 def sum_by_cell(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -7,25 +7,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from scbench.data.cells import take_ranges
 from scbench.data.fingerprint_genes import GeneList
 from scbench.data.fingerprints import FINGERPRINTS_FILE, RECORD, barcode_hashes, records
 from scbench.data.parts import finished_part
-from scbench.data.scatter import CELL, shuffle_words, token_positions
+from scbench.data.runs import CELL, Run, shuffle_words
 from scbench.data.shard_format import SPLITS, ShardInfo, counts_dtype
 from scbench.data.shard_writer import ShardWriter
 from scbench.data.splits import keep_once, split_by_word, split_cells
 
 SEGMENT_TOKENS = 1 << 21  # tokens in memory at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run of the first pass: the files `stem`.cells, .buckets, .genes, .counts and .obs."""
-
-    stem: Path
-    source: int  # number of its input
-    genes: str  # dtype
-    counts: str  # dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +63,7 @@ def _gather(task: GatherTask, directory: Path) -> dict:
             chosen = np.flatnonzero(bucket.split[first:last] == split)
             if writer is not None and len(chosen):
                 lengths = bucket.cells["n_genes"][first:last][chosen].astype(np.int64)
-                positions = token_positions(starts[chosen], lengths)
-                cells = genes[positions], counts[positions], lengths
+                cells = *(take_ranges(values, starts[chosen], lengths) for values in (genes, counts)), lengths
                 writer.append(*cells)
                 fingerprints[split].append(records(*cells, task.fingerprint_genes))
     obs = bucket.obs()

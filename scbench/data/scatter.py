@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scbench.data.cells import CellTokens, content_hash, to_tokens, wide
+from scbench.data.cells import CellTokens, content_hash, take_ranges, to_tokens, wide
 from scbench.data.gene_identity import GeneMap
 from scbench.data.obs import Obs, ObsColumn, obs_table
 from scbench.data.parts import finished_part
+from scbench.data.runs import CELL, bucket_bounds, shuffle_words
 from scbench.data.shard_format import counts_dtype, too_small_dtypes
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.data.sources.census import CensusSource
@@ -24,23 +25,11 @@ from scbench.data.sources.inputs import SourceOptions, open_obs, open_source
 from scbench.data.sources.parquet import ParquetSource
 from scbench.data.splits import group_id
 from scbench.errors import RetryError, UserError
-from scbench.kernels import random
 
 FIRST_ROWS = 256  # read at first, to learn how many values a cell has
 READ_VALUES = 1 << 20  # values read at once after that; mapping them takes about 80 bytes each
 RUN_TOKENS = 1 << 24  # tokens in memory before a run is written
 WRITE_TOKENS = 1 << 17  # tokens brought into order at once
-
-CELL = np.dtype([
-    ("content_hash", "<u8"),
-    ("row", "<i8"),  # in the input
-    ("total", "<f8"),  # all counts of the cell, those of unmatched genes included; whole numbers are exact below 2⁵³
-    ("first_token", "<i8"),  # in the run
-    ("group", "<u8"),  # group_id of the --split-by values, 0 without
-    ("n_genes", "<u4"),
-    ("measured", "<u4"),  # number of the set of genes that its source measured
-    ("too_small", "u1"),  # too_small_dtypes of its counts
-])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +50,6 @@ class ScatterTask:
     split_by: tuple[str, ...]
     first_set: int  # number of the input's first set of measured genes
     datasets: tuple[str, ...]  # of a census, in the order of its sets; () for others, which have one
-
-
-def shuffle_words(content: np.ndarray, seed: int) -> np.ndarray:
-    """The word that places each cell in the store, uint64 [cells]. One to one with `content`: equal words, equal cells."""
-    return random.bits(random.key(seed, random.Stream.SHUFFLE), content)
-
-
-def bucket_bounds(buckets: int) -> np.ndarray:
-    """The first word of each bucket but the first, uint64 [buckets − 1]: equal intervals of 0 … 2⁶⁴−1."""
-    return np.array([-(-(bucket << 64) // buckets) for bucket in range(1, buckets)], dtype=np.uint64)
-
-
-def token_positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Positions of the tokens of cells that start at `starts` and have `lengths` tokens, cell by cell, int64."""
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
 @lru_cache(maxsize=1)
@@ -212,9 +185,8 @@ class _RunWriter:
         self._genes, self._counts = [], []
         with open(run.with_suffix(".genes"), "wb") as to_genes, open(run.with_suffix(".counts"), "wb") as to_counts:
             for piece in np.array_split(np.arange(len(cells)), -(-self._tokens // WRITE_TOKENS) or 1):
-                positions = token_positions(starts[piece], lengths[piece])
-                to_genes.write(genes[positions])
-                to_counts.write(counts[positions].astype(dtype, copy=False))
+                to_genes.write(take_ranges(genes, starts[piece], lengths[piece]))
+                to_counts.write(take_ranges(counts, starts[piece], lengths[piece]).astype(dtype, copy=False))
         obs = obs.take(order).combine_chunks()
         with pa.OSFile(str(run.with_suffix(".obs")), "wb") as file, pa.ipc.new_file(file, obs.schema) as writer:
             writer.write_table(obs)

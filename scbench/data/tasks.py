@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from scbench.data.fingerprint_genes import gene_list
-from scbench.data.gather import GatherTask, Run
+from scbench.data.gather import GatherTask
 from scbench.data.gene_identity import check_matched
 from scbench.data.plan import Plan, or_skip, skipped_input
+from scbench.data.runs import Run
 from scbench.data.scatter import ScatterTask
 from scbench.data.shard_format import genes_dtype
 from scbench.data.splits import group_id, split_groups

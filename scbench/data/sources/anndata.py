@@ -90,7 +90,7 @@ class AnnDataSource:
                         f"{self._matrix.shape[1]}, but there are {self.n_cells} cells and {len(var)} genes."
                     )
                 self.layer: str = candidate.place
-                self.identity: GeneIdentity = identify(var.index, var, genes_column, self.name)
+                self._var, self._genes_column = var, genes_column
         except BaseException:
             self.close()
             raise
@@ -125,6 +125,11 @@ class AnnDataSource:
         """The licence that uns names, if it does."""
         with self._reading():
             return self._parts.licence()
+
+    @cached_property
+    def identity(self) -> GeneIdentity:
+        """What var says about the genes; UserError if the column that is to name them is not there."""
+        return identify(self._var.index, self._var, self._genes_column, self.name)
 
     @property
     def by_columns(self) -> bool:

@@ -1,5 +1,6 @@
 """AnnData on the disk, an h5ad file or a zarr store, opened without being loaded; and what is wrong if that fails."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,8 @@ class Reading:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _) -> None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return  # the file's rows are being written elsewhere
         if isinstance(error, (OSError, KeyError, RuntimeError, ValueError)):
             raise UserError(f"{self._name} is damaged or not {self._kind}: {str(error).splitlines()[0]}.") from error
 
