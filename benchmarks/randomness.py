@@ -7,7 +7,7 @@ The label of a cell is its file, and its value in the column --label where the f
 thinned up to --cells, and `scbench prepare` makes stores of files that hold one label each. Three orders on the disk:
 
 shuffled   one store of all files, the default
-parts      --parts stores of a few files each, side by side: cells are shuffled within a part only
+parts      the files in --parts parts (`scbench prepare --part i/n`), merged: cells are shuffled within a part only
 sorted     no shuffle at all: the same extents, label after label
 
 and from each of them batches are drawn by
@@ -37,10 +37,11 @@ from record import print_table, write
 from thinned import read_cells, repeat
 from tyro.conf import Positional
 
+from scbench.data.merge import merge
 from scbench.data.order import SampleOrder
 from scbench.data.prepare import prepare
 from scbench.data.shard_format import BLOCK_CELLS
-from scbench.data.store import Store
+from scbench.data.store import VOCABULARY_FILE, Store
 from scbench.errors import UserError
 
 EPOCHS = 2
@@ -60,7 +61,7 @@ class RandomnessOptions:
     cells: int = 200_000
     """Cells to have at least."""
     parts: int = 8
-    """Stores that the cells are split into."""
+    """Parts that the cells are prepared in."""
     batch_cells: int = 128
     """Cells a batch."""
     lanes: tuple[int, ...] = (1, 2, 8, 64)
@@ -119,16 +120,14 @@ def sorted_files(options: RandomnessOptions, folder: Path) -> list[Path]:
     return files
 
 
-def read_disk(stores: list[Store]) -> Disk:
-    """The stores' cells, one store after the other."""
-    labels, shards = [], []
-    for store in stores:
-        split = store.split("train")
-        labels.append(split.cells(["source"])["source"].str.slice(0, 4).astype(int).to_numpy())
-        for shard in split.shards:
-            token_bytes = np.dtype(shard.genes).itemsize + np.dtype(shard.counts).itemsize
-            shards.append((shard.cells, shard.nnz * token_bytes))
-    return Disk(np.concatenate(labels), shards)
+def read_disk(store: Store) -> Disk:
+    """The cells of a store."""
+    split = store.split("train")
+    token_bytes = [np.dtype(shard.genes).itemsize + np.dtype(shard.counts).itemsize for shard in split.shards]
+    return Disk(
+        labels=split.cells(["source"])["source"].str.slice(0, 4).astype(int).to_numpy(),
+        shards=[(shard.cells, shard.nnz * each) for shard, each in zip(split.shards, token_bytes, strict=True)],
+    )
 
 
 def make_disks(options: RandomnessOptions) -> dict[str, Disk]:
@@ -137,14 +136,14 @@ def make_disks(options: RandomnessOptions) -> dict[str, Disk]:
         folder = Path(name)
         files = sorted_files(options, folder)
 
-        def store(files: list[Path], name: str) -> Store:
-            return prepare(files, folder / name, split=(1, 0, 0), seed=options.seed, workers=options.workers)
-
-        shuffled = read_disk([store(files, "whole")])
-        of_part = np.arange(len(files)) * options.parts // len(files)
-        groups = [[files[i] for i in np.flatnonzero(of_part == part)] for part in range(options.parts)]
-        parts = read_disk([store(group, f"part-{i}") for i, group in enumerate(groups)])
-    return {"shuffled": shuffled, "parts": parts, "sorted": Disk(np.sort(shuffled.labels), shuffled.shards)}
+        how = {"split": (1, 0, 0), "seed": options.seed, "workers": options.workers}
+        whole = prepare(files, folder / "whole", **how)
+        how["vocabulary"] = whole.path / VOCABULARY_FILE
+        parts = [folder / f"part-{number}" for number in range(1, options.parts + 1)]
+        for number, part in enumerate(parts, start=1):
+            prepare(files, part, part=f"{number}/{options.parts}", **how)
+        shuffled, merged = read_disk(whole), read_disk(merge(parts, folder / "merged"))
+    return {"shuffled": shuffled, "parts": merged, "sorted": Disk(np.sort(shuffled.labels), shuffled.shards)}
 
 
 def scbench_epochs(sizes: np.ndarray, lanes: int, seed: int) -> Iterator[np.ndarray]:

@@ -53,7 +53,7 @@ def test_extents_are_those_of_a_store(randomness, small_store):
     from scbench import Store
 
     store = Store.open(small_store)
-    disk = randomness.read_disk([_renamed(store)])
+    disk = randomness.read_disk(_renamed(store))
     assert np.array_equal(disk.extent_sizes(8), store.split("train").extent_sizes)
     assert disk.extent_sizes(1e-4).max() == 64
 
