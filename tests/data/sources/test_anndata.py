@@ -419,4 +419,6 @@ def test_empty_sources(tmp_path):
 
 def test_a_missing_genes_column(tmp_path, counts):
     make(counts).write_h5ad(tmp_path / "a.h5ad")
-    assert "a.h5ad has no column 'gene' in var (it has 'note')" in message(tmp_path / "a.h5ad", genes_column="gene")
+    missing = r"a\.h5ad has no column 'gene' in var \(it has 'note'\)"
+    with AnnDataSource(tmp_path / "a.h5ad", genes_column="gene") as source, pytest.raises(UserError, match=missing):
+        source.identity  # noqa: B018 - the access is the test
