@@ -211,12 +211,6 @@ def test_the_benchmark_refuses_above_one_percent_and_reports_every_stage(store, 
     assert kept.details["cells"]["seen"]["barcode"] == seen
 
 
-def test_two_preparations_give_the_same_fingerprints(store, tmp_path):
-    folder = store.path.parent
-    again = scbench.prepare([folder / "a.h5ad", folder / "b.h5ad"], tmp_path / "again", workers=2, split=".8,.1,.1")
-    assert again.fingerprint == store.fingerprint
-
-
 @real
 @pytest.mark.full
 def test_pbmc3k_counted_again_is_found_and_another_donor_is_not(tmp_path):
@@ -314,7 +308,8 @@ def test_half_of_a_file_is_not_taken_for_the_other(tmp_path, name):
     found = find_seen_cells(store, others)
     assert not found.seen.any()
     assert not find_seen_cells(store, without_barcodes(others)).seen.any()
-    others.obs_names = store.split("train").cells(["original_id"])["original_id"].sample(others.n_obs, replace=True).to_numpy()
+    ids = store.split("train").cells(["original_id"])["original_id"]
+    others.obs_names = ids.sample(others.n_obs, replace=True, random_state=0).to_numpy()
     assert find_seen_cells(store, others).seen.mean() < 0.001  # even if each had the barcode of another
     panel = cells.n_vars <= 1000
     assert ("gene set" in found.checked) == ("core" in found.checked) == (not panel)
