@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scbench.data.sources.stored import Array, Group, close, open_root
+from scbench.data.sources.stored import Array, Group, Reading, close, open_root
 from scbench.errors import UserError
 
 READ_ROWS = 1 << 16  # rows of one column in memory while groups are listed
@@ -29,6 +29,7 @@ class Obs:
 
     def __init__(self, path: Path):
         self._file = open_root(path)
+        self._reading = Reading(path.name, "an AnnData")
         self._obs = self._file["obs"]
 
     def close(self) -> None:
@@ -46,11 +47,13 @@ class Obs:
 
     def names(self, start: int, stop: int) -> pa.Array:
         """The names of cells `start` … `stop`−1."""
-        return _array(self._obs[self._obs.attrs["_index"]], start, stop).cast(pa.string())
+        with self._reading:
+            return _array(self._obs[self._obs.attrs["_index"]], start, stop).cast(pa.string())
 
     def read(self, column: str, start: int, stop: int) -> pa.Array:
         """The values of cells `start` … `stop`−1 as int64, float64 or string; null where there is none."""
-        return _array(self._obs[column], start, stop)
+        with self._reading:
+            return _array(self._obs[column], start, stop)
 
 
 class ParquetObs(Obs):
@@ -58,6 +61,7 @@ class ParquetObs(Obs):
 
     def __init__(self, path: Path):
         self._file = pq.ParquetFile(path)
+        self._reading = Reading(path.name, "a parquet file")
         groups = self._file.metadata
         self.starts = np.cumsum([0, *(groups.row_group(i).num_rows for i in range(groups.num_row_groups))])  # [row groups+1]
         self._index = _index_column(self._file.schema_arrow)
@@ -86,7 +90,9 @@ class ParquetObs(Obs):
 
     def _group(self, column: str, group: int) -> pa.Array:
         if self._held.get(column, (None,))[0] != group:
-            self._held[column] = group, plain_column(self._file.read_row_group(group, columns=[column])[column])
+            with self._reading:
+                values = self._file.read_row_group(group, columns=[column])[column]
+            self._held[column] = group, plain_column(values)
         return self._held[column][1]
 
 

@@ -13,7 +13,7 @@ import zarr
 from scbench.data.gene_identity import organism_of, unversioned
 from scbench.data.obs import Obs
 from scbench.data.sources.matrix import CSRMatrix, Matrix, Rows
-from scbench.data.sources.stored import Candidate, open_root
+from scbench.data.sources.stored import Candidate, Reading, open_root
 from scbench.errors import UserError
 
 GENES = "Gene Expression"  # the feature type of genes
@@ -118,6 +118,7 @@ class TenxObs(Obs):
 
     def __init__(self, path: Path):
         self._file = open_root(path)
+        self._reading = Reading(path.name, "a 10x Genomics file")
         self._barcodes = TenxFile(self._file, path.name)._barcodes
 
     @property
@@ -127,7 +128,8 @@ class TenxObs(Obs):
 
     def names(self, start: int, stop: int) -> pa.Array:
         """The barcodes of cells `start` … `stop`−1."""
-        return pa.array(self._barcodes.asstr()[start:stop], pa.string())
+        with self._reading:
+            return pa.array(self._barcodes.asstr()[start:stop], pa.string())
 
 
 def _several_genomes(name: str, genomes: list[str]) -> UserError:

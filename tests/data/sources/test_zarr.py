@@ -9,6 +9,7 @@ import pytest
 from scipy import sparse
 from write_sources import write_zarr
 
+from scbench import prepare
 from scbench.data.obs import Obs
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.errors import UserError
@@ -79,6 +80,16 @@ def test_layers_and_raw(version, counts, tmp_path):
         assert source.layer == "raw"
     with AnnDataSource(path, layer="spliced") as source:
         assert source.read(0, CELLS).counts.sum() == counts.sum()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_damaged_obs(version, counts, tmp_path):
+    path = write_zarr(tmp_path / "a.zarr", make(LAYOUTS["csr"](counts)), version)
+    chunk = path / {2: "obs/donor/categories/0", 3: "obs/donor/categories/c/0"}[version]
+    chunk.write_bytes(chunk.read_bytes()[:9])
+    with pytest.raises(UserError, match=r"a\.zarr is damaged or not an AnnData"):
+        prepare(path, tmp_path / "store", keep_obs="donor", workers=1)
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("version", [2, 3])
