@@ -103,8 +103,9 @@ class CellBatch(NamedTuple):
         default = np.arange(n_cells)
         masked = np.zeros(len(genes), dtype=bool) if masked is None else masked
         return pack_cells(
-            np.asarray(genes), np.asarray(values), np.asarray(counts), masked, offsets[:-1], n_genes, library_sizes=library_sizes, cls_token=cls_token, pad_token=pad_token, pad_to=pad_to,
-            samples=default if samples is None else samples, cells=default if cells is None else cells,
+            np.asarray(genes), np.asarray(values), np.asarray(counts), masked, offsets[:-1], n_genes,
+            library_sizes=library_sizes, cls_token=cls_token, pad_token=pad_token,
+            pad_to=pad_to, samples=default if samples is None else samples, cells=default if cells is None else cells,
         )
 
     @classmethod

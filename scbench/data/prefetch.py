@@ -1,10 +1,11 @@
 """Work done ahead of need in one background thread. A thread and not a process: TensorStore and CUDA do not survive a fork."""
 
+import contextlib
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 
@@ -19,7 +20,7 @@ class Prefetcher:
     `close`, by the end of a `with` block, when it is garbage collected and when the interpreter exits.
     """
 
-    def __init__(self, items: Iterator[Any], depth: int) -> None:
+    def __init__(self, items: Generator[Any], depth: int) -> None:
         self.wait_seconds = 0.0
         """Seconds that the consumer has waited in all."""
         self._queue: queue.Queue = queue.Queue(maxsize=depth)
@@ -55,13 +56,14 @@ class Prefetcher:
         self.close()
 
 
-def _produce(items: Iterator[Any], ready: queue.Queue, stop: threading.Event) -> None:
+def _produce(items: Generator[Any], ready: queue.Queue, stop: threading.Event) -> None:
     # No reference to the Prefetcher: a forgotten one is collected, and that stops this thread.
     try:
-        for item in items:
-            ready.put(item)
-            if stop.is_set():
-                return
+        with contextlib.closing(items):
+            for item in items:
+                ready.put(item)
+                if stop.is_set():
+                    return
         ready.put(_Failure(StopIteration()))
     except BaseException as error:  # whatever it is, it belongs to the consumer
         ready.put(_Failure(error))

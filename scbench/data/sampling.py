@@ -61,19 +61,20 @@ def draw_genes(
     lengths = np.diff(offsets)
     keep = np.ones(len(genes), dtype=bool)
     keys, by_weight = subset_keys(samples, seed, weighted_share)
-    rank = np.zeros(len(genes) if in_draw_order else 0)  # short cells' genes are equal: they keep their order
+    rank = np.zeros(len(genes) if in_draw_order else 0, dtype=np.uint64)  # short cells' genes are equal: they keep their order
     for cells in _blocks(np.flatnonzero(lengths > max_genes), lengths):
-        start, stop = offsets[cells[0]], offsets[cells[-1] + 1]  # short cells in between are few or short
-        words = random.bits(np.repeat(keys[cells[0] : cells[-1] + 1], lengths[cells[0] : cells[-1] + 1]), genes[start:stop])
+        first, end = cells[0], cells[-1] + 1
+        start, stop = offsets[first], offsets[end]  # short cells in between are few or short
+        clocks = random.bits(np.repeat(keys[first:end], lengths[first:end]), genes[start:stop])
+        weighted = np.flatnonzero(by_weight[first:end] & (lengths[first:end] > max_genes)) + first
+        if len(weighted):
+            chosen = np.concatenate([np.arange(offsets[cell], offsets[cell + 1]) for cell in weighted.tolist()])
+            clocks[chosen - start] = _weighted_clocks(clocks[chosen - start], counts[chosen], lengths[weighted])
         for cell in cells.tolist():
             row = slice(offsets[cell], offsets[cell + 1])
-            clocks = words[row.start - start : row.stop - start]
-            if by_weight[cell]:
-                values = log1p(counts[row])
-                clocks = -log(random.uniform(clocks)) / (values - values.min() + WEIGHT_FLOOR)
-            _keep_smallest(clocks, max_genes, keep[row])
-            if in_draw_order:
-                rank[row] = clocks
+            _keep_smallest(clocks[row.start - start : row.stop - start], max_genes, keep[row])
+        if in_draw_order:
+            rank[start:stop] = np.where(np.repeat(lengths[first:end] > max_genes, lengths[first:end]), clocks, 0)
     positions = np.flatnonzero(keep)
     if in_draw_order:
         cell_of = np.repeat(np.arange(len(lengths)), lengths)
@@ -104,6 +105,13 @@ def _blocks(cells: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
         return []
     before = (np.cumsum(lengths) - lengths)[cells]
     return np.split(cells, np.flatnonzero(np.diff(before // _BLOCK_GENES)) + 1)
+
+
+def _weighted_clocks(words: np.ndarray, counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The bits of −ln(u) / w, uint64: positive floats are in the order of their bits. The cells lie one after the other."""
+    values = log1p(counts)
+    lowest = np.minimum.reduceat(values, np.cumsum(lengths) - lengths)
+    return (-log(random.uniform(words)) / (values - np.repeat(lowest, lengths) + WEIGHT_FLOOR)).view(np.uint64)
 
 
 def _keep_smallest(clocks: np.ndarray, number: int, keep: np.ndarray) -> None:

@@ -29,7 +29,7 @@ class Workers:
         if count > 1:
             # TensorStore aborts in a forked child of a process that has used it
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_start_worker)
+            self._pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=start_worker)
 
     def __enter__(self) -> "Workers":
         return self
@@ -53,7 +53,7 @@ class Workers:
                 done(task)
             return results
         try:
-            with _hidden_main():
+            with hidden_main():
                 futures = {self._pool.submit(function, task): task for task in tasks}
             for future in as_completed(futures):
                 future.result()
@@ -66,7 +66,8 @@ class Workers:
             ) from error
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
+    """What a spawned process does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the pool
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
@@ -78,7 +79,7 @@ def _exit_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _hidden_main() -> Iterator[None]:
+def hidden_main() -> Iterator[None]:
     """Hide the main script from the processes that start meanwhile.
 
     A spawned child runs the main script again, so a user's script without an `if __name__ == "__main__"` would start

@@ -42,7 +42,7 @@ from scbench.training.validation import validate
 
 # Options that a resumed run may change: where and how it runs, not what it computes.
 MAY_CHANGE = {"store", "stage_to", "output", "resume", "json", "debug", "deepspeed", "micro_batch_cells", "checkpoint_every",
-              "keep_last", "validate_every"}
+              "keep_last", "validate_every", "loader_workers"}
 NOT_OF_THE_MODEL = {"store", "stage_to", "output", "resume", "json", "debug"}  # a published model carries no path of its maker
 READ_LAG = 8  # steps that the host may run ahead of the losses it has read from a GPU
 
@@ -120,7 +120,7 @@ def _pretrain(config: PretrainConfig) -> Run:
         train, store.vocabulary, model.config.inputs, seed=config.seed, batch_cells=config.batch_cells,
         micro_batch_cells=config.micro_batch_cells, mask_ratio=config.mask_ratio,
         weighted_share=0.5 if config.weighted_sampling else 0.0, lanes=config.lanes, rank=rank, world=world,
-        start_step=start_step,
+        start_step=start_step, workers=config.loader_workers,
     )
     settings, notes = engines.read_deepspeed_config(config, loader.micro_steps)
     engine = engines.make_engine(model, config, settings)

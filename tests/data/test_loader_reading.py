@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 from fake_split import OPTIONS, VOCABULARY, FakeSplit, cells_of, oracle_cell, regrouped, validation, windows
 
-from scbench.data.loader import Loader, _AheadReader
+from scbench.data.drawing import AheadReader
+from scbench.data.loader import Loader
 from scbench.data.manifest import file_facts
 from scbench.data.order import SampleOrder
 from scbench.data.shard_format import ShardInfo
@@ -36,7 +37,7 @@ def test_one_group_stays_in_memory():
 def test_the_next_group_is_read_while_one_is_used():
     split = FakeSplit(2_000, 50)
     order = SampleOrder(split.extent_sizes, 1, 4)
-    reader = _AheadReader(split, order, 20, 0, 1)
+    reader = AheadReader(split, order, 20, 0, 1)
     reads = []
     for step in range(40):
         before = len(split.reads)

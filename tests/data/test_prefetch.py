@@ -43,7 +43,7 @@ def test_close_is_prompt_and_final():
     next(loader)
     while not loader._windows._queue.full():  # then the thread waits for room
         time.sleep(0.01)
-    assert len(prefetch_threads()) == 1
+    assert len(prefetch_threads()) == 2  # one draws, one packs
     start = time.perf_counter()
     loader.close()
     assert time.perf_counter() - start < 1
