@@ -236,7 +236,9 @@ def test_parquet_files_hold_fractional_counts_too(write_parquet, stored_cells, t
 
 
 @pytest.mark.skipif(DATA is None, reason="SCBENCH_TEST_DATA is not set: no real cells")
-@pytest.mark.parametrize("name", ["pbmc3k", "onek1k_1000g", "schraivogel_tapseq_72g"])
+@pytest.mark.parametrize("name", [
+    "onek1k_1000g", *(pytest.param(name, marks=pytest.mark.full) for name in ("pbmc3k", "schraivogel_tapseq_72g")),
+])
 def test_real_cells_normalised_are_never_taken_for_counts(name):
     adata = anndata.read_h5ad(Path(DATA) / f"{name}.h5ad")[:400]
     counts = np.asarray(adata.X.todense() if hasattr(adata.X, "todense") else adata.X, dtype=np.float64)

@@ -210,6 +210,7 @@ class TestSkippedSources:
         store = prepare(paths, tmp_path / "store", skip_bad_sources=True, **options)
         assert [skipped["name"] for skipped in store.manifest["skipped"]] == ["c.h5ad", "b.h5ad"]
 
+    @pytest.mark.full
     def test_killed_and_run_again(self, write_cells, tmp_path, run_python):
         paths = [str(path) for path in self.inputs(write_cells, tmp_path)]
         settings = (
@@ -314,7 +315,7 @@ def test_a_vocabulary_over_65536(tmp_path):
 
 @real_cells
 @pytest.mark.parametrize("kind", [
-    pytest.param("zarr 2", marks=pytest.mark.full), "zarr 3", "10x", pytest.param("old 10x", marks=pytest.mark.full),
+    "10x", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("zarr 2", "zarr 3", "old 10x")),
 ])
 def test_real_cells_are_the_same_from_every_kind(kind, tmp_path):
     adata = anndata.read_h5ad(Path(DATA) / "pbmc3k.h5ad")[::3].copy()
