@@ -5,7 +5,9 @@
 
 scbench      `scbench.data.loader.Loader` over a shard store
 reference    the reference's way: Hugging Face `datasets` over parquet, one cell at a time in torch, padded batches
-scdataset    scDataset over h5ad           annbatch    annbatch over its own zarr collection
+             (reference_numpy: the same, but `datasets` gives arrays instead of its default, lists)
+scdataset    scDataset over h5ad
+annbatch     annbatch over its own zarr collection
 anndata      anndata's AnnLoader over a backed h5ad file
 memmap       the ceiling: the same store through np.memmap, in the same order, 8 MB at a time, nothing checked
 
@@ -30,7 +32,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import loader_plots
 import machine
@@ -43,7 +45,7 @@ from record import print_table, write
 from scbench.errors import UserError
 
 IDENTITY = ("loader", "sampler", "stage", "cache", "cores", "status")
-Name = Literal["scbench", "reference", "scdataset", "annbatch", "anndata", "memmap"]
+Name = Literal["scbench", "memmap", "reference", "reference_numpy", "annbatch", "scdataset", "anndata"]
 Cache = Literal["warm", "cold"]
 
 
@@ -60,7 +62,7 @@ class LoaderOptions:
     """Tokens of the vocabulary of synthetic cells."""
     work: Path | None = None
     """Folder for the cells in all formats, kept for the next run; by default a temporary one."""
-    loaders: tuple[Name, ...] = ("scbench", "memmap", "reference", "annbatch", "scdataset", "anndata")
+    loaders: tuple[Name, ...] = get_args(Name)
     """Which ones."""
     python: tuple[str, ...] = ()
     """LOADER=INTERPRETER: the Python that has a loader's packages; by default this one."""
@@ -113,8 +115,9 @@ def rows_of(bench: Bench, found: list[Contender]) -> list[dict]:
             rows.append({
                 **shared, "stage": stage, "cache": cache, "cores": cores, "status": "ok", **medians,
                 "cells_per_second_spread": {"least": min(cells), "most": max(cells)},
+                "tried": contender.tried[stage, cores],
                 "settings": {**_settings(bench), **contender.best[stage, cores], "format": contender.about["format"],
-                             "tried": contender.tried[stage, cores], "whole_epoch": all(r["whole_epoch"] for r in results)},
+                             "whole_epoch": all(result["whole_epoch"] for result in results)},
             })
     return rows
 
@@ -147,7 +150,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Make the cells, check, try, time, write."""
     options = tyro.cli(LoaderOptions, args=arguments, description=__doc__)
     with tempfile.TemporaryDirectory() as temporary:
-        pythons = dict(pair.split("=", 1) for pair in options.python)
+        pairs = (pair.split("=", 1) for pair in options.python)
+        pythons = {name: str(Path(python).absolute()) for name, python in pairs}  # tasks run in another folder
         bench = Bench(options, pythons, (options.work or Path(temporary)).absolute())
         found = contenders(bench)
         play(bench, found)

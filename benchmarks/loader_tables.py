@@ -76,7 +76,7 @@ def settings_list(rows: list[dict]) -> list[str]:
     """What each loader read, and the settings that it was fastest with."""
     found = []
     for row in rows:
-        tried = row["settings"].get("tried")
+        tried = row.get("tried")
         if row["stage"] == "training" and row["cache"] == "warm" and tried:
             best = max(tried, key=lambda trial: trial["cells_per_second"])
             words = ", ".join(f"{name} {value}" for name, value in best.items() if name != "cells_per_second")

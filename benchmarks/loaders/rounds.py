@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 MODULES = {"scbench": "scbench_store", "memmap": "memmap", "reference": "reference", "annbatch": "annbatch",
-           "scdataset": "scdataset", "anndata": "anndata_loader"}
-SAME_STORE = {"memmap": "scbench"}
+           "reference_numpy": "reference_numpy", "scdataset": "scdataset", "anndata": "anndata_loader"}
+SAME_STORE = {"memmap": "scbench", "reference_numpy": "reference"}
 TRIAL_SECONDS = 2.0
 READ_BYTES = 8_000_000
 
@@ -31,7 +31,7 @@ READ_BYTES = 8_000_000
 def samplers(name: str) -> tuple[str | None, ...]:
     """Those that a loader is timed with; the reference has its own, and the others get the fastest."""
     found = _samplers()
-    return {"scbench": found, "reference": (None,)}.get(name, found[:1])
+    return {"scbench": found, "reference": (None,), "reference_numpy": (None,)}.get(name, found[:1])
 
 
 @functools.cache
@@ -67,6 +67,7 @@ def start(python: str, task: dict, environment: dict[str, str], cores: list[int]
     process = subprocess.run([python, "-m", "loaders.run"], cwd=BENCHMARKS, input=json.dumps(task), capture_output=True,
                              text=True, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, cores))
     if process.returncode:
+        print(process.stderr, file=sys.stderr)
         raise TaskError(next(reversed(process.stderr.strip().splitlines()), f"exit status {process.returncode}"))
     return json.loads(process.stdout.splitlines()[-1])
 
@@ -160,8 +161,12 @@ def _tune(bench: Bench, contender: Contender) -> None:
             trials = []
             for tried in settings if len(settings) > 1 else ():
                 bench.warm(contender.name, tried)
-                result = bench.run(contender.name, "try", sampler=contender.sampler, cores=cores, settings=tried, stage=stage)
-                trials.append({**tried, "cells_per_second": round(result["cells_per_second"])})
+                try:
+                    result = bench.run(contender.name, "try", sampler=contender.sampler, cores=cores, settings=tried,
+                                       stage=stage)
+                    trials.append({**tried, "cells_per_second": round(result["cells_per_second"])})
+                except TaskError as error:
+                    trials.append({**tried, "cells_per_second": 0, "failed": str(error)})
             best = int(np.argmax([trial["cells_per_second"] for trial in trials])) if trials else 0
             contender.tried[stage, cores], contender.best[stage, cores] = trials, settings[best]
 
