@@ -14,6 +14,7 @@ compared, cell by cell: who fails gets no number. Each measurement is a fresh pr
 is in the page cache, outputs are written through it, and scbench flushes its files to the disk. Rounds go over all builders.
 """
 
+import contextlib
 import multiprocessing
 import shutil
 import sys
@@ -168,9 +169,11 @@ def build(name: str, files: list[Path], vocabulary: Path, output: Path, workers:
         peak, done = [0], threading.Event()
         watching = threading.Thread(target=_watch, args=(process, peak, done))
         watching.start()
-        seconds = pool.submit(_timed, name, files, vocabulary, output, workers).result()
-        done.set()
-        watching.join()
+        try:
+            seconds = pool.submit(_timed, name, files, vocabulary, output, workers).result()
+        finally:
+            done.set()
+            watching.join()
     return Built(seconds, peak[0])
 
 
@@ -188,11 +191,8 @@ def _watch(process: psutil.Process, peak: list[int], done: threading.Event) -> N
     """The largest sum of resident memory over a process and its descendants."""
     while True:
         resident = 0
-        for one in [process, *process.children(recursive=True)]:
-            try:
-                resident += one.memory_info().rss
-            except psutil.Error:  # it ended meanwhile
-                continue
+        with contextlib.suppress(psutil.Error):  # a child may end meanwhile: the next look finds the others
+            resident = sum(one.memory_info().rss for one in [process, *process.children(recursive=True)])
         peak[0] = max(peak[0], resident)
         if done.wait(POLL_SECONDS):
             return

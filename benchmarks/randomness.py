@@ -200,7 +200,7 @@ def mixing(batches: np.ndarray, labels: np.ndarray) -> Mixing:
     shares = table / table.sum(1, keepdims=True)
     expected = table.sum(1, keepdims=True) * (table.sum(0) / table.sum())
     return Mixing(
-        entropies=-(shares * np.log2(np.where(table, shares, 1))).sum(1),
+        entropies=0.0 - (shares * np.log2(np.where(table, shares, 1))).sum(1),
         chi_square=float(((table - expected) ** 2 / np.where(expected, expected, 1)).sum()),
     )
 

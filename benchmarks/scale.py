@@ -1,7 +1,7 @@
 """Does a store of 10⁸ cells open and load as one of 10⁵ does? Time to the first batch, and memory, over the number of cells.
 
     python benchmarks/scale.py --json scale.json
-    python benchmarks/scale.py --cells 100000 100000000 --folder /scratch
+    python benchmarks/scale.py --cells 100000 100000000 --folder FOLDER
 
 Each store has the files of a real one, of real sizes (10⁸ cells: 10⁵ files, 0.5 TB), but `genes` and `counts` are holes that
 read as zeros: made in a minute, a few GB on the disk. Checksums, offsets and headers are real, so everything that opening
