@@ -33,7 +33,8 @@ class PrepareConfig(Common):
     fractional: Fractional = "refuse"
     """What becomes of counts that are not whole: an error, the nearest whole number (half to even), or kept as they are."""
     skip_bad_sources: bool = False
-    """Leave an input out, and say so, if it cannot be read, holds no raw counts, or too few of its genes are known."""
+    """Leave an input, or a dataset of a census, out, and say so, if it cannot be read, holds no raw counts, or matches too
+    little."""
     licence: str | None = None
     """The licence of all inputs that name none themselves, for the store's manifest."""
     split: str = ".9,.05,.05"

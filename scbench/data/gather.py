@@ -31,6 +31,7 @@ class GatherTask:
     shares: tuple[float, float, float]
     split_of_group: dict[int, int] | None  # group_id -> index into SPLITS; None: split by cell
     one_of_parts: bool  # other jobs make the rest of the store: the split of a cell must not depend on the cells of this one
+    bad_sets: tuple[int, ...]  # sets of measured genes whose cells are left out
     vocabulary_size: int
     totals: str  # dtype of the cells' totals in the store
     fingerprint_genes: GeneList
@@ -81,7 +82,7 @@ def _gather(task: GatherTask, directory: Path) -> dict:
     kept = bucket.split >= 0
     return {
         "shards": shards,
-        "duplicates": np.bincount(bucket.source[~kept], minlength=sources).tolist(),
+        "duplicates": np.bincount(bucket.source[bucket.good & ~kept], minlength=sources).tolist(),
         "kept": np.bincount(bucket.source[kept], minlength=sources).tolist(),
     }
 
@@ -95,8 +96,10 @@ class _Bucket:
         CELL [cells], sorted by word, then (for equal contents) n_genes, total, source and row.
     source
         int64 [cells], number of the input.
+    good
+        bool [cells], not of a dataset that is left out.
     split
-        int8 [cells], index into SPLITS; −1 for a duplicate.
+        int8 [cells], index into SPLITS; −1 for a duplicate and for a cell that is not good.
     """
 
     def __init__(self, task: GatherTask):
@@ -115,17 +118,21 @@ class _Bucket:
         self.cells = cells[self._order]
         self._run = run[self._order]
         self.source = source[self._order]
+        self.good = ~np.isin(self.cells["measured"], task.bad_sets)
         self.split = self._assign()
 
     def _assign(self) -> np.ndarray:
-        cells, task = self.cells, self._task
+        cells, task = self.cells[self.good], self._task
         if task.split_of_group is not None:
             groups, inverse = np.unique(cells["group"], return_inverse=True)
             split = np.array([task.split_of_group[int(group)] for group in groups], dtype=np.int8)[inverse]
         else:
             by_content = split_by_word if task.one_of_parts else split_cells
             split = by_content(cells["content_hash"], task.shares, task.seed)
-        return np.where(keep_once(cells["content_hash"], cells["n_genes"], cells["total"], split), split, np.int8(-1))
+        kept = keep_once(cells["content_hash"], cells["n_genes"], cells["total"], split)
+        result = np.full(len(self.cells), -1, dtype=np.int8)
+        result[self.good] = np.where(kept, split, np.int8(-1))
+        return result
 
     def segments(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
         """The tokens, some cells at a time: (first cell's number, genes [nnz], counts [nnz], each cell's start in them)."""

@@ -77,6 +77,7 @@ class Plan:
     groups: Counter[tuple[str, ...]]  # cells of each --split-by group in obs, of all parts; empty without --split-by
     skipped: tuple[dict, ...]  # the inputs that are left out: name, sha256 (if it can be read), reason
     bad: frozenset[SourceOptions] = frozenset()  # those of `sources` that the first pass found bad
+    bad_sets: frozenset[int] = frozenset()  # the same of the datasets of a census: their sets of measured genes
 
     @property
     def one_of_parts(self) -> bool:
@@ -282,7 +283,7 @@ def skipped_input(name: str, options: SourceOptions, reason: UserError | str) ->
 
 def or_skip(error: UserError, inputs: int) -> UserError:
     """What is wrong with one input, with the option that goes on without it if there are others."""
-    if inputs == 1:
+    if inputs == 1 or "--skip-bad-sources" in str(error):
         return error
     return UserError(f"{str(error).removesuffix('.')}; to go on without this input, give --skip-bad-sources.")
 

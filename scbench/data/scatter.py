@@ -23,10 +23,13 @@ from scbench.data.sources.anndata import AnnDataSource
 from scbench.data.sources.census import CensusSource
 from scbench.data.sources.inputs import SourceOptions, open_obs, open_source
 from scbench.data.sources.parquet import ParquetSource
-from scbench.data.splits import group_id
+from scbench.data.splits import Group, group_id
 from scbench.errors import RetryError, UserError
 
 FIRST_ROWS = 256  # read at first, to learn how many values a cell has
+SET_FACTS = (
+    "cells", "below_min_genes", "counts", "counts_matched", "inexact_counts", "fractional_values", "fractional_distance",
+)
 READ_VALUES = 1 << 20  # values read at once after that; mapping them takes about 80 bytes each
 RUN_TOKENS = 1 << 24  # tokens in memory before a run is written
 WRITE_TOKENS = 1 << 17  # tokens brought into order at once
@@ -70,7 +73,8 @@ def close_sources() -> None:
 
 
 def scatter(task: ScatterTask) -> dict:
-    """Do a task. Facts: the runs' cells and counts dtypes, cells dropped, sums of counts, inexact ones, cells a group."""
+    """Do a task. Facts: "runs", their cells and counts dtypes; "sets", for each set of measured genes SET_FACTS and the
+    cells of each group; "bad", for each set that is left out, what is wrong with its dataset."""
     return finished_part(task.part, lambda directory: _scatter_unless_bad(task, directory), durable=False)
 
 
@@ -88,35 +92,50 @@ def _scatter_unless_bad(task: ScatterTask, directory: Path) -> dict:
 
 
 def _scatter(task: ScatterTask, directory: Path) -> dict:
-    source = _open_source(task.source)
-    writer = _RunWriter(task, _open_obs(task.source), directory)
-    dropped = total = matched = inexact = fractional = distance = 0
+    source, obs = _open_source(task.source), _open_obs(task.source)
+    writer = _RunWriter(task, obs, directory)
+    sets: dict[int, dict] = {}
+    bad: dict[int, str] = {}
     start, rows = task.start, FIRST_ROWS
     while start < task.stop:
-        stop = min(start + rows, task.stop)
-        counts = source.read(start, stop)
-        rows = max(1, READ_VALUES * (stop - start) // max(1, len(counts.counts)))
-        tokens = to_tokens(counts, task.gene_map)
-        keep = np.diff(tokens.offsets) >= task.min_genes
-        dropped += int(np.count_nonzero(~keep))
-        total += tokens.totals.sum().item()
-        matched += wide(tokens.counts).sum().item()
-        inexact += int(np.count_nonzero(counts.counts > source.exact_up_to))
-        fractional += counts.fractional
-        distance = max(distance, counts.distance)
-        writer.append(tokens, np.flatnonzero(keep), start)
+        measured, stop = _one_set(task, obs, start, min(start + rows, task.stop))
+        if measured not in bad:
+            try:
+                counts = source.read(start, stop)
+            except RetryError:
+                raise
+            except UserError as error:
+                if not (task.skip_bad and task.datasets):
+                    raise
+                bad[measured] = str(error)
+            else:
+                rows = max(1, READ_VALUES * (stop - start) // max(1, len(counts.counts)))
+                tokens = to_tokens(counts, task.gene_map)
+                keep = np.diff(tokens.offsets) >= task.min_genes
+                facts = sets.setdefault(measured, dict.fromkeys(SET_FACTS, 0))
+                facts["cells"] += len(keep)
+                facts["below_min_genes"] += int(np.count_nonzero(~keep))
+                facts["counts"] += tokens.totals.sum().item()
+                facts["counts_matched"] += wide(tokens.counts).sum().item()
+                facts["inexact_counts"] += int(np.count_nonzero(counts.counts > source.exact_up_to))
+                facts["fractional_values"] += counts.fractional
+                facts["fractional_distance"] = max(facts["fractional_distance"], counts.distance)
+                writer.append(tokens, np.flatnonzero(keep), start, measured)
         start = stop
     writer.flush()
-    return {
-        "runs": writer.runs,
-        "below_min_genes": dropped,
-        "counts": total,
-        "counts_matched": matched,
-        "inexact_counts": inexact,
-        "fractional_values": fractional,
-        "fractional_distance": distance,
-        "groups": [[list(group), cells] for group, cells in sorted(writer.groups.items())],
-    }
+    for measured, facts in sets.items():
+        facts["groups"] = [[list(group), cells] for (of, group), cells in sorted(writer.groups.items()) if of == measured]
+    return {"runs": writer.runs, "sets": sets, "bad": bad}
+
+
+def _one_set(task: ScatterTask, obs: Obs, start: int, stop: int) -> tuple[int, int]:
+    """The set of measured genes of cell `start`, and where the cells from there to `stop` have another: a read stays in one
+    dataset of a census, so that one bad dataset is told from the others."""
+    if not task.datasets:
+        return task.first_set, stop
+    datasets = obs.read("dataset_id", start, stop)
+    same = pc.equal(datasets, datasets[0]).to_numpy(zero_copy_only=False)
+    return task.first_set + task.datasets.index(datasets[0].as_py()), stop if same.all() else start + int(same.argmin())
 
 
 class _RunWriter:
@@ -124,7 +143,7 @@ class _RunWriter:
 
     def __init__(self, task: ScatterTask, source_obs: Obs, directory: Path):
         self.runs: list[dict] = []
-        self.groups: Counter[tuple[str, ...]] = Counter()
+        self.groups: Counter[tuple[int, Group]] = Counter()  # cells of each set of measured genes and group
         self._task, self._source_obs, self._directory = task, source_obs, directory
         self._clear()
 
@@ -134,9 +153,8 @@ class _RunWriter:
         self._counts: list[np.ndarray] = []
         self._tokens = 0
 
-    def append(self, tokens: CellTokens, keep: np.ndarray, first_row: int) -> None:
-        """Add the cells `keep` (positions in `tokens`, whose first cell is row `first_row`)."""
-        task = self._task
+    def append(self, tokens: CellTokens, keep: np.ndarray, first_row: int, measured: int) -> None:
+        """Add the cells `keep` (positions in `tokens`, whose first cell is row `first_row`), of one set of measured genes."""
         cells = np.zeros(len(keep), dtype=CELL)
         lengths = np.diff(tokens.offsets)
         cells["content_hash"] = content_hash(tokens.genes, tokens.counts, tokens.offsets)[keep]
@@ -144,13 +162,10 @@ class _RunWriter:
         cells["total"] = tokens.totals[keep]
         cells["first_token"] = self._tokens + tokens.offsets[keep]
         cells["n_genes"] = lengths[keep]
-        cells["measured"] = task.first_set
-        if task.datasets:
-            of = self._source_obs.read("dataset_id", first_row, first_row + len(lengths))
-            cells["measured"] += pc.index_in(of, pa.array(task.datasets)).to_numpy()[keep].astype(np.uint32)
+        cells["measured"] = measured
         cells["too_small"] = too_small_dtypes(tokens.counts, tokens.offsets)[keep]
         self._cells.append(cells)
-        self._genes.append(tokens.genes.astype(task.genes_dtype, copy=False))
+        self._genes.append(tokens.genes.astype(self._task.genes_dtype, copy=False))
         self._counts.append(tokens.counts)
         self._tokens += len(tokens.genes)
         if self._tokens >= RUN_TOKENS:
@@ -167,7 +182,7 @@ class _RunWriter:
         obs = obs.take(cells["row"] - first_row)
         if self._task.split_by:
             groups = list(zip(*(obs[column].cast(pa.string()).to_pylist() for column in self._task.split_by), strict=True))
-            self.groups.update(groups)
+            self.groups.update(zip(cells["measured"].tolist(), groups, strict=True))
             ids = {group: group_id(group) for group in set(groups)}
             cells["group"] = [ids[group] for group in groups]
         words = shuffle_words(cells["content_hash"], self._task.seed)

@@ -193,7 +193,7 @@ class TestSkippedSources:
         assert {"l", "n"}.isdisjoint(store.split("train").cells()["donor"])
         with pytest.raises(UserError, match="no input is left: "):
             prepare(paths[-2:], tmp_path / "none", workers=1, skip_bad_sources=True)
-        with pytest.raises(UserError, match="no input is left, because all are bad: X of late.h5ad"):
+        with pytest.raises(UserError, match=r"no input is left, because all are bad: X of late\.h5ad"):
             prepare(paths[1], tmp_path / "none", workers=1, skip_bad_sources=True)
         assert not list(tmp_path.glob("*none*"))
 

@@ -152,11 +152,11 @@ class CensusSource:
         accepted, problem = accept_counts(rows.values, rows.offsets, self._fractional)
         if accepted is None:
             cell = first_cell + int(np.searchsorted(rows.offsets, problem.position, side="right")) - 1
+            dataset = self._obs.read("dataset_id", cell, cell + 1)[0]
             raise UserError(
                 f"cell {self._selected.read(cell, cell + 1)[0]} of {self.name} holds {problem.reason} ({problem.value:g}) "
-                "where raw counts are expected: leave its dataset out with --filter "
-                f"\"dataset_id != '{self._obs.read('dataset_id', cell, cell + 1)[0]}'\""
-                f"{TAKE_FRACTIONAL if problem.reason == FRACTIONAL else ''}."
+                f"where raw counts are expected: leave its dataset out with --filter \"dataset_id != '{dataset}'\", or all bad "
+                f"ones with --skip-bad-sources{TAKE_FRACTIONAL if problem.reason == FRACTIONAL else ''}."
             )
         return Counts(rows.columns, accepted.counts, rows.offsets, accepted.fractional, accepted.distance)
 

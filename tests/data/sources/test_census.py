@@ -268,3 +268,39 @@ def test_counts_past_uint32(census, tmp_path):
     with pytest.raises(UserError, match="cell 150 of census:copy holds values over 2³²−1"):
         prepare(f"census:{tmp_path / 'copy'}", tmp_path / "store", split=".5,.5,0", workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_bad_dataset_is_left_out_whole(census, tmp_path, stored_cells, monkeypatch, capsys):
+    """As if it had been filtered out: its first cells, which were read before the bad one, and what copies of it do."""
+    import pyarrow as pa
+    import tiledbsoma
+
+    monkeypatch.setattr(plan_module, "TASK_CELLS", 32)
+    shutil.copytree(census[0], tmp_path / "copy")
+    with tiledbsoma.open(str(tmp_path / "copy/census_data/homo_sapiens/ms/RNA/X/raw"), "w") as counts:
+        counts.write(pa.table({"soma_dim_0": [80], "soma_dim_1": [0], "soma_data": pa.array([0.25], pa.float32())}))
+    options = {"split": ".5,.5,0", "workers": 1, "include_duplicate_cells": True}
+    where = f"census:{tmp_path / 'copy'}"
+    with pytest.raises(UserError, match=r"cell 80 of census:copy .*\(0\.25\).*dataset_id != 'set-0'.*--skip-bad-sources"):
+        prepare(where, tmp_path / "store", **options)
+    store = prepare(where, tmp_path / "store", skip_bad_sources=True, **options)
+    expected = prepare(where, tmp_path / "expected", filter="dataset_id != 'set-0'", **options)
+
+    def cells(of):
+        return [{name: value for name, value in cell.items() if name != "measured"} for cell in stored_cells(of)]
+
+    assert cells(store) == cells(expected)
+    assert {str(joinid) for joinid in range(200, 220)} <= {cell["original_id"] for cell in cells(store)}
+    source, other = store.manifest["sources"][0], expected.manifest["sources"][0]
+    assert source["dropped"] == {"bad_datasets": 100, "below_min_genes": 0, "duplicates": 0}
+    for name in ("kept", "counts", "counts_matched", "inexact_counts", "fractional_values"):
+        assert source[name] == other[name], name
+    (skipped,) = store.manifest["skipped"]
+    assert skipped["name"] == "census:copy, dataset set-0" and "cell 80" in skipped["reason"]
+    # and if no dataset is left
+    alone = {**options, "split": "1,0,0", "filter": "dataset_id == 'set-0'"}
+    with pytest.raises(UserError, match=r"no input is left, .*: all datasets of census:copy are bad: cell 80"):
+        prepare(where, tmp_path / "none", skip_bad_sources=True, **alone)
+    command = ["prepare", where, "-o", str(tmp_path / "again"), "--skip-bad-sources", "--split", ".5,.5,0", "--workers", "1"]
+    assert main(command) == 0
+    assert "left out: census:copy, dataset set-0" in capsys.readouterr().out
