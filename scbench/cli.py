@@ -49,7 +49,8 @@ def parse(arguments: list[str]) -> config.Common:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one verb. Exit codes: 0 done, 2 the user's input is wrong, 130 interrupted, 143 stopped by SIGTERM."""
+    """Run one verb. Exit codes: 0 done, 2 the user's input is wrong, 130 interrupted, 141 nobody reads the output,
+    143 stopped by SIGTERM."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and re.fullmatch(r"--local[-_]rank=\d+", arguments[0]):
         arguments = arguments[1:]  # the deepspeed launcher puts it before the verb; LOCAL_RANK says the same
@@ -67,6 +68,9 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
         print(f"scbench: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # whoever read the output, `| head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the last flush would fail again
+        raise SystemExit(141) from None
     except OSError as error:  # a verb that can say more (prepare, pretrain) has said it
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS) or "--debug" in arguments:
             raise
