@@ -2,7 +2,8 @@
 
 It goes to `$SCBENCH_CACHE`, else `$XDG_CACHE_HOME/scbench`, else `~/.cache/scbench`, under a name made of the source, the
 compiler's command and the processor; several processes may make it at once (each writes a file of its own and renames it).
-The compiler is `$CC`, else cc, gcc or clang.
+The compiler is `$CC`, else cc, gcc or clang. SCBENCH_SAMPLER says who does the work of all C files here, the loader's
+(sampler.c) and prepare's (cells.c): native or numpy; by default NumPy where there is no compiler.
 """
 
 import contextlib
@@ -14,8 +15,11 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import warnings
 from functools import cache
 from pathlib import Path
+
+import numpy as np
 
 # no contraction: a fused a·b + c rounds differently; no strict aliasing: scratch memory is used for several types
 FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared")
@@ -47,6 +51,41 @@ def load(source: Path) -> ctypes.CDLL:
         if not failure:
             return ctypes.CDLL(str(library))
     raise BuildError(f"{shlex.join(compiler)} cannot compile {source.name}: {failure}")
+
+
+def chosen(source: Path, work: str) -> ctypes.CDLL | None:
+    """The library of a C file; None, with a warning unless it was asked for, if NumPy is to do the `work`.
+
+    Raises
+    ------
+    BuildError
+        If SCBENCH_SAMPLER=native and the library cannot be had.
+    ValueError
+        If SCBENCH_SAMPLER is anything else than native or numpy.
+    """
+    choice = os.environ.get("SCBENCH_SAMPLER", "")
+    if choice not in ("", "native", "numpy"):
+        raise ValueError(f"SCBENCH_SAMPLER is {choice!r}: it must be native or numpy")
+    if choice == "numpy":
+        return None
+    try:
+        return load(source)
+    except BuildError as error:
+        if choice == "native":
+            raise BuildError(f"SCBENCH_SAMPLER is native, but {error}") from None
+        warnings.warn(f"{work} by NumPy, which is slower: {error} (SCBENCH_SAMPLER=numpy says that it may be so)",
+                      stacklevel=3)
+        return None
+
+
+def takes(array: np.ndarray) -> bool:
+    """Whether the C code reads genes or counts of this dtype: uint8, uint16 or uint32."""
+    return array.dtype.kind == "u" and array.itemsize <= 4
+
+
+def address(array: np.ndarray) -> int:
+    """Where an array's first element is."""
+    return array.__array_interface__["data"][0]
 
 
 def cache_directory() -> Path:

@@ -1,12 +1,10 @@
 """The loader's sampler in C (sampler.c): genes of cells drawn, masked and looked up, and batches packed and sorted.
 
 Its results have the same bits as the NumPy code in scbench.data (sampling, values, batch), which does the work where there is
-no C compiler, or where SCBENCH_SAMPLER=numpy says so; SCBENCH_SAMPLER=native makes a missing compiler an error.
+no C compiler, or where SCBENCH_SAMPLER=numpy says so; SCBENCH_SAMPLER=native makes a missing compiler an error (native.py).
 """
 
 import ctypes
-import os
-import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,33 +14,16 @@ import numpy as np
 
 from scbench.kernels import native
 from scbench.kernels.logarithm import log1p_table
+from scbench.kernels.native import address, takes
 
 SOURCE = Path(__file__).with_name("sampler.c")
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled sampler; None if NumPy is to do its work.
-
-    Raises
-    ------
-    native.BuildError
-        If SCBENCH_SAMPLER=native and it cannot be had.
-    ValueError
-        If SCBENCH_SAMPLER is anything else than native or numpy.
-    """
-    chosen = os.environ.get("SCBENCH_SAMPLER", "")
-    if chosen not in ("", "native", "numpy"):
-        raise ValueError(f"SCBENCH_SAMPLER is {chosen!r}: it must be native or numpy")
-    if chosen == "numpy":
-        return None
-    try:
-        found = native.load(SOURCE)
-    except native.BuildError as error:
-        if chosen == "native":
-            raise native.BuildError(f"SCBENCH_SAMPLER is native, but {error}") from None
-        warnings.warn(f"cells are sampled by NumPy, which is slower: {error} (SCBENCH_SAMPLER=numpy says that it may be so)",
-                      stacklevel=2)
+    """The compiled sampler; None if NumPy is to do its work. Errors as of native.chosen."""
+    found = native.chosen(SOURCE, "cells are sampled")
+    if found is None:
         return None
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     found.cell_lengths.argtypes = [pointer] * 3 + [integer, pointer]
@@ -81,13 +62,8 @@ class Piece:
         self.takes = takes(self.genes) and takes(self.counts)
         """Whether `draw` takes it."""
         arrays = self.genes, self.counts, self.offsets
-        self.row = (*map(_address, arrays), self.genes.itemsize, self.counts.itemsize)
+        self.row = (*map(address, arrays), self.genes.itemsize, self.counts.itemsize)
         """What `struct piece` holds."""
-
-
-def takes(array: np.ndarray) -> bool:
-    """Whether the C code reads genes or counts of this dtype: uint8, uint16 or uint32."""
-    return array.dtype.kind == "u" and array.itemsize <= 4
 
 
 class Drawn(NamedTuple):
@@ -143,9 +119,9 @@ def draw(
     if (indices >= np.array([piece.n_cells for piece in pieces], dtype=np.int64)[piece_of]).any():
         raise ValueError("indices point outside a piece")
     table = np.array([piece.row for piece in pieces], dtype=np.uint64)
-    where = _address(table), _address(piece_of), _address(indices), n_cells
+    where = address(table), address(piece_of), address(indices), n_cells
     lengths = np.empty(n_cells, dtype=np.int64)
-    library().cell_lengths(*where, _address(lengths))
+    library().cell_lengths(*where, address(lengths))
     longest = int(lengths.max(initial=0))
     offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, max_genes))])
     n = int(offsets[-1])
@@ -154,9 +130,9 @@ def draw(
     totals = np.empty(n_cells, dtype=np.int64)
     scratch = np.empty(28 * longest, dtype=np.uint8)
     library().draw_cells(
-        *where, longest, _address(keys[0]), _address(by_weight), _address(keys[1]), round(mask_ratio * 2**32),
-        _address(log1p_table()), _address(offsets), _address(scratch),
-        _address(genes), _address(counts), _address(values), _address(masked), _address(positions), _address(totals),
+        *where, longest, address(keys[0]), address(by_weight), address(keys[1]), round(mask_ratio * 2**32),
+        address(log1p_table()), address(offsets), address(scratch),
+        address(genes), address(counts), address(values), address(masked), address(positions), address(totals),
     )  # fmt: skip
     return Drawn(genes, counts, values, masked, positions, offsets, totals)
 
@@ -213,18 +189,14 @@ def pack(
     if token_offsets[0] != 0 or (np.diff(token_offsets) <= lengths).any() or token_offsets[-1] >= 2**31:
         raise ValueError("token_offsets must begin at 0, leave room for <cls> and each cell's genes, and end below 2³¹")
     n_tokens = int(token_offsets[-1])
-    where = [_address(array) for array in (arrays[3], starts, lengths)]
+    where = [address(array) for array in (arrays[3], starts, lengths)]
     n_masked = library().count_masked(*where, n_cells)
     sizes = [n_tokens, n_tokens, n_masked, n_masked, n_masked, n_masked, n_masked, n_masked, n_tokens]
     dtypes = [np.int32, np.float32, np.int32, np.float32, np.int64, np.int32, np.int32, np.int32, np.int32]
     packed = Packed(*(np.empty(size, dtype=dtype) for size, dtype in zip(sizes, dtypes, strict=True)))
     scratch = np.empty(24 * n_tokens, dtype=np.uint8)
     n_queries = library().pack_cells(
-        *(_address(array) for array in arrays), _address(starts), _address(lengths), n_cells, _address(token_offsets),
-        cls_token, pad_token, masked_value, _address(scratch), *(_address(array) for array in packed),
+        *(address(array) for array in arrays), address(starts), address(lengths), n_cells, address(token_offsets),
+        cls_token, pad_token, masked_value, address(scratch), *(address(array) for array in packed),
     )
     return packed._replace(query_genes=packed.query_genes[:n_queries])
-
-
-def _address(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]

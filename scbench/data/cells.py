@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scbench.errors import UserError
+from scbench.kernels import cells as native
 from scbench.kernels import random
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_COUNT = 2**32 - 1
 PIECE_VALUES, PIECE_CELLS = 1 << 17, 1 << 15  # worked on at once
+CONTENT_KEYS = random.key(0, random.Stream.CONTENT), random.key(1, random.Stream.CONTENT)  # of words, and of their sums
 _FRACTIONAL = MAX_COUNT + 1  # the word of a token, under content_hash's key, that fractional counts have for a key
 
 
@@ -72,6 +74,9 @@ def to_tokens(counts: Counts, gene_map: "GeneMap") -> CellTokens:
     UserError
         If a sum passes 2³²−1.
     """
+    mapped = native.map_cells(*counts[:3], gene_map.tokens)
+    if mapped is not None:
+        return CellTokens(*mapped)
     token_bits = int(gene_map.tokens.max(initial=0)).bit_length()
     genes, values, lengths = [], [], []
     for first, last in _pieces(counts.offsets):
@@ -129,16 +134,21 @@ def content_hash(genes: np.ndarray, counts: np.ndarray, offsets: np.ndarray) -> 
         int64 [cells+1].
     """
     genes, counts, offsets = (np.asarray(values) for values in (genes, counts, offsets))
+    hashes = native.hash_cells(genes, counts, offsets, *CONTENT_KEYS)
+    return _content_hash(genes, counts, offsets) if hashes is None else hashes
+
+
+def _content_hash(genes: np.ndarray, counts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     sums = []
     for first, last in _pieces(offsets):
         piece = slice(offsets[first], offsets[last])
         sums.append(sum_by_cell(_words(genes[piece], counts[piece]), offsets[first : last + 1] - offsets[first]))
-    return random.bits(random.key(1, random.Stream.CONTENT), np.concatenate(sums))
+    return random.bits(CONTENT_KEYS[1], np.concatenate(sums))
 
 
 def _words(genes: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The random word of each (token, count), uint64 [nnz]."""
-    token_keys = random.bits(random.key(0, random.Stream.CONTENT), genes)
+    token_keys = random.bits(CONTENT_KEYS[0], genes)
     if counts.dtype.kind != "f":
         return random.bits(token_keys, counts)
     words = random.bits(token_keys, counts.astype(np.int64))

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from scbench.data.cells import content_hash
+from scbench.data.cells import CONTENT_KEYS, content_hash
 from scbench.data.fingerprint_genes import BINS, EMPTY, GeneList
+from scbench.kernels import cells as native
 from scbench.kernels import random
 
 FORMAT_VERSION = 1
@@ -104,9 +105,18 @@ def records(genes: np.ndarray, counts: np.ndarray, lengths: np.ndarray, common: 
     """RECORD [cells] of cells side by side, of `lengths` tokens each: core and signature; the rest is still to come."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     result = np.zeros(len(lengths), dtype=RECORD)
-    result["core"] = core_hash(genes, counts, offsets, common)
-    result["signature"] = signatures(genes, offsets, common)
+    keys = *CONTENT_KEYS, random.key(_CORE, random.Stream.CONTENT)
+    made = native.fingerprint_cells(genes, counts, offsets, _listed(common), least_core=CORE_GENES, keys=keys)
+    if made is None:
+        made = core_hash(genes, counts, offsets, common), signatures(genes, offsets, common)
+    result["core"], result["signature"] = made
     return result
+
+
+def _listed(common: GeneList) -> np.ndarray:
+    """The place of each token in the list, for the C code: bin, value and whether it is a core gene, uint32 [vocabulary]."""
+    place = common.numbers % BINS | common.numbers // BINS << 8 | common.core.astype(np.int64) << 16
+    return np.where(common.numbers >= 0, place, EMPTY << 8).astype(np.uint32)
 
 
 class WordIndex:

@@ -22,6 +22,8 @@ from scbench.data.workers import Workers
 from scbench.data.working import disk_errors, locked, progress_bars
 from scbench.errors import RetryError, UserError
 from scbench.files import refuse_existing, write_text
+from scbench.kernels import cells as native
+from scbench.kernels.native import BuildError
 
 
 def prepare(inputs: Sequence[Path | str] | Path | str, output: Path | str, **options) -> Store:
@@ -69,6 +71,10 @@ def prepare_store(config: PrepareConfig) -> Store:
     if config.min_genes < 0:
         raise UserError(f"--min-genes is {config.min_genes}: it cannot be negative.")
     refuse_existing(config.output)
+    try:
+        native.library()  # compiled once, before the workers ask for it
+    except BuildError as error:
+        raise UserError(f"{error}.") from error
     output = config.output.absolute()
     work = output.with_name(f".prepare-{output.name}")
     plan = make_plan(config, workers, work)

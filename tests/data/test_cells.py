@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from scbench.data.cells import Counts, content_hash, sum_by_cell, to_tokens
 from scbench.errors import UserError
+from scbench.kernels import cells as native
 from scbench.kernels import random
 
+native.library()  # compiled before a test is timed
 ENTRIES = st.lists(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 5)), max_size=12), max_size=8)
 
 

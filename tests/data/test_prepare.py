@@ -13,6 +13,7 @@ from scbench.config import PrepareConfig
 from scbench.data import plan as plan_module
 from scbench.data import prepare as prepare_module
 from scbench.errors import UserError
+from scbench.kernels import cells as native
 
 
 def random_counts(n_cells, n_genes=40, seed=0, density=0.3):
@@ -226,6 +227,13 @@ def test_the_bytes_depend_on_nothing_but_the_input(write_cells, tmp_path, monkey
     assert digest(one) == digest(two)
     assert one.fingerprint == two.fingerprint
     assert not list(tmp_path.glob(".*")) and not list((tmp_path / "deep").glob(".*"))
+
+
+def test_numpy_writes_the_bytes_that_the_c_code_writes(write_cells, tmp_path, monkeypatch):
+    path = write_cells("a.h5ad", random_counts(350, seed=1), genes=[f"gene{i * 7 % 40}" for i in range(40)])
+    ours = prepare(path, tmp_path / "ours", workers=1)
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert digest(prepare(path, tmp_path / "numpys", workers=1)) == digest(ours)
 
 
 def test_a_script_without_a_main_guard_can_use_workers(write_cells, tmp_path, run_python):
