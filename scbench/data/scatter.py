@@ -30,7 +30,7 @@ FIRST_ROWS = 256  # read at first, to learn how many values a cell has
 SET_FACTS = (
     "cells", "below_min_genes", "counts", "counts_matched", "inexact_counts", "fractional_values", "fractional_distance",
 )
-READ_VALUES = 1 << 20  # values read at once after that; mapping them takes about 80 bytes each
+READ_VALUES = 1 << 18  # values read at once after that: mapping them takes about 80 bytes each, little more than a cache
 RUN_TOKENS = 1 << 24  # tokens in memory before a run is written
 WRITE_TOKENS = 1 << 17  # tokens brought into order at once
 
@@ -163,10 +163,11 @@ class _RunWriter:
         cells["first_token"] = self._tokens + tokens.offsets[keep]
         cells["n_genes"] = lengths[keep]
         cells["measured"] = measured
-        cells["too_small"] = too_small_dtypes(tokens.counts, tokens.offsets)[keep]
+        too_small = too_small_dtypes(tokens.counts, tokens.offsets)
+        cells["too_small"] = too_small[keep]
         self._cells.append(cells)
         self._genes.append(tokens.genes.astype(self._task.genes_dtype, copy=False))
-        self._counts.append(tokens.counts)
+        self._counts.append(tokens.counts.astype(counts_dtype(too_small), copy=False))
         self._tokens += len(tokens.genes)
         if self._tokens >= RUN_TOKENS:
             self.flush()
