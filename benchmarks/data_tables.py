@@ -29,11 +29,11 @@ def randomness_table(rows: list[dict]) -> list[str]:
 
 def scale_table(rows: list[dict]) -> list[str]:
     """One line a size of store."""
-    lines = [
-        [f"{row['cells']:,}", f"{row['files']:,}", f"{row['manifest_bytes'] / 1e6:.1f}", f"{row['open_seconds']['median']:.3f}",
-         f"{row['first_batch_seconds']['median']:.2f}", f"{row['peak_bytes']['median'] / 1e6:,.0f}"]
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        opened, first, peak = (row[name]["median"] for name in ("open_seconds", "first_batch_seconds", "peak_bytes"))
+        lines.append([f"{row['cells']:,}", f"{row['files']:,}", f"{row['manifest_bytes'] / 1e6:.1f}", f"{opened:.3f}",
+                      f"{first:.2f}", f"{peak / 1e6:,.0f}"])
     return table(["cells", "files", "manifest, MB", "open, s", "first batch, s (opening included)", "peak MB"], lines)
 
 
