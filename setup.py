@@ -50,7 +50,7 @@ setup(
     extras_require={
         "demo": ["scanpy>=1.11,<2"],
         "census": ["cellxgene-census>=1.17,<2"],  # for census: inputs of prepare
-        "cuda": ["flash-attn>=2.8.3,<2.9"],  # builds against an installed torch; nothing here uses it yet
+        "cuda": ["flash-attn>=2.8.3,<2.9"],  # attention in bf16 on CUDA; builds against an installed torch
         "test": ["pytest>=8", "hypothesis>=6", "scanpy>=1.11,<2", "ruff==0.17.6"],
     },
     entry_points={"console_scripts": ["scbench=scbench.cli:run"]},

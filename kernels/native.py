@@ -59,13 +59,11 @@ def chosen(source: Path, work: str) -> ctypes.CDLL | None:
     Raises
     ------
     BuildError
-        If SCBENCH_SAMPLER=native and the library cannot be had.
-    ValueError
-        If SCBENCH_SAMPLER is anything else than native or numpy.
+        If SCBENCH_SAMPLER is native and the library cannot be had, or is anything else than native or numpy.
     """
     choice = os.environ.get("SCBENCH_SAMPLER", "")
     if choice not in ("", "native", "numpy"):
-        raise ValueError(f"SCBENCH_SAMPLER is {choice!r}: it must be native or numpy")
+        raise BuildError(f"SCBENCH_SAMPLER is {choice!r}: it must be native or numpy")
     if choice == "numpy":
         return None
     try:

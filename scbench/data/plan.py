@@ -85,6 +85,11 @@ class Plan:
         return self.part is not None and self.part.of > 1
 
     @property
+    def others(self) -> int:
+        """Inputs and datasets of a census that there are besides any one of them."""
+        return sum(len(source.datasets) or 1 for source in self.sources) - 1
+
+    @property
     def cells(self) -> int:
         """Cells to read."""
         return sum(stop - start for _, start, stop in self.ranges)
@@ -267,7 +272,7 @@ class _GoodInputs:
             raise
         except UserError as error:
             if not self._skip:
-                raise or_skip(error, self._given) from error
+                raise or_skip(error, self._given - 1) from error
             self.skipped.append(skipped_input(name, options, error))
             return None
 
@@ -281,11 +286,11 @@ def skipped_input(name: str, options: SourceOptions, reason: UserError | str) ->
     return {"name": name, "sha256": digest, "reason": str(reason)}
 
 
-def or_skip(error: UserError, inputs: int) -> UserError:
-    """What is wrong with one input, with the option that goes on without it if there are others."""
-    if inputs == 1 or "--skip-bad-sources" in str(error):
+def or_skip(error: UserError, others: int) -> UserError:
+    """What is wrong with an input, or a dataset of a census, with the option that goes on without it if there are others."""
+    if not others:
         return error
-    return UserError(f"{str(error).removesuffix('.')}; to go on without this input, give --skip-bad-sources.")
+    return UserError(f"{str(error).removesuffix('.')}; to go on without it, give --skip-bad-sources.")
 
 
 def _check_options(config: PrepareConfig, paths: Sequence[Path], location: str | None) -> None:

@@ -117,7 +117,7 @@ def _prepare(plan: Plan, shares: tuple[float, float, float], workers: int, work:
         except RetryError:
             raise
         except UserError as error:
-            raise or_skip(error, len(plan.sources)) from error
+            raise or_skip(error, plan.others) from error
         plan, tasks, scattered = without_bad_sources(plan, tasks, scattered)
         sources = source_facts(plan, tasks, scattered)
         buckets = gather_tasks(plan, shares, tasks, scattered, work)

@@ -56,7 +56,7 @@ def without_bad_sources(
     for result in scattered:
         bad_sets = {int(measured): reason for measured, reason in result.get("bad", {}).items()} | bad_sets
     if bad_sets and not plan.config.skip_bad_sources:  # found by an earlier run that was asked to skip
-        raise UserError(next(iter(bad_sets.values())))
+        raise or_skip(UserError(next(iter(bad_sets.values()))), plan.others)
     datasets = [(source, dataset) for source in plan.sources for dataset in source.datasets or ("",)]
     skipped = [
         skipped_input(f"{datasets[measured][0].name}, dataset {datasets[measured][1]}", datasets[measured][0].options, reason)
@@ -75,7 +75,7 @@ def without_bad_sources(
             check_matched(source.gene_map, *(sum(fact[name] for fact in facts) for name in ("counts_matched", "counts")))
         except UserError as error:
             if not plan.config.skip_bad_sources:
-                raise or_skip(error, len(plan.sources)) from None
+                raise or_skip(error, plan.others) from None
             problems[source.options] = skipped_input(source.name, source.options, error)
     good = [source for source in plan.sources if source.options not in problems]
     if not good:

@@ -20,7 +20,9 @@ def locked(work: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError("another scbench prepare is making this store: wait for it, or give another --output.") from None
+            raise UserError(
+                "another scbench prepare or merge is making this store: wait for it, or give another --output."
+            ) from None
         yield
 
 

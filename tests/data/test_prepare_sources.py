@@ -168,7 +168,7 @@ class TestSkippedSources:
 
     def test_the_first_ends_the_run_and_the_option_is_named(self, write_cells, tmp_path):
         paths = self.inputs(write_cells, tmp_path)
-        option = "; to go on without this input, give --skip-bad-sources\\.$"
+        option = "; to go on without it, give --skip-bad-sources\\.$"
         with pytest.raises(UserError, match=r"torn\.h5ad is truncated.*" + option):
             prepare(paths, tmp_path / "store", workers=1)
         with pytest.raises(UserError, match=r"X of late\.h5ad holds negative values \(-1 in cell 'late:290'\).*" + option):

@@ -152,6 +152,6 @@ def test_two_at_once(folder, run_python):
     (folder / ".prepare-store").mkdir()
     with open(folder / ".prepare-store" / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another scbench prepare is making this store"):
+        with pytest.raises(UserError, match="another scbench prepare or merge is making this store"):
             prepare([folder / "a.h5ad"], folder / "store", workers=1)
     assert os.path.exists(folder / ".prepare-store" / "lock")

@@ -155,8 +155,8 @@ class CensusSource:
             dataset = self._obs.read("dataset_id", cell, cell + 1)[0]
             raise UserError(
                 f"cell {self._selected.read(cell, cell + 1)[0]} of {self.name} holds {problem.reason} ({problem.value:g}) "
-                f"where raw counts are expected: leave its dataset out with --filter \"dataset_id != '{dataset}'\", or all "
-                f"bad ones with --skip-bad-sources{TAKE_FRACTIONAL if problem.reason == FRACTIONAL else ''}."
+                f"where raw counts are expected: leave its dataset out with --filter \"dataset_id != '{dataset}'\""
+                f"{TAKE_FRACTIONAL if problem.reason == FRACTIONAL else ''}."
             )
         return Counts(rows.columns, accepted.counts, rows.offsets, accepted.fractional, accepted.distance)
 
