@@ -18,7 +18,7 @@ from scbench.data.publish import publish
 from scbench.data.scatter import close_sources, scatter
 from scbench.data.store import Store
 from scbench.data.tasks import gather_tasks, scatter_tasks, source_facts, without_bad_sources
-from scbench.data.workers import Workers
+from scbench.data.workers import Workers, start_server
 from scbench.data.working import disk_errors, locked, progress_bars
 from scbench.errors import RetryError, UserError
 from scbench.files import refuse_existing, write_text
@@ -75,6 +75,8 @@ def prepare_store(config: PrepareConfig) -> Store:
         native.library()  # compiled once, before the workers ask for it
     except BuildError as error:
         raise UserError(f"{error}.") from error
+    if workers > 1:
+        start_server(["scbench.data.scatter", "scbench.data.gather"])
     output = config.output.absolute()
     work = output.with_name(f".prepare-{output.name}")
     plan = make_plan(config, workers, work)
