@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import google_crc32c
+
 from scbench.errors import UserError
 
 
@@ -85,3 +87,12 @@ def sha256(path: Path) -> str:
         return hashlib.sha256(listing.encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def crc32c(path: Path) -> int:
+    """CRC-32C of a file: tells damage, not intent, in a seventh of the time of SHA-256."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            checksum = google_crc32c.extend(checksum, block)
+    return checksum

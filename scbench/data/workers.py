@@ -95,8 +95,8 @@ def _exit_with_parent() -> None:
 def hidden_main() -> Iterator[None]:
     """Hide the main script from the processes that start meanwhile.
 
-    A child that is not a plain fork runs the main script again, so a user's script without an `if __name__ == "__main__"` would start
-    itself over and over. The tasks are importable functions of scbench: no child needs the script.
+    Such a child runs the main script again, so a user's script without an `if __name__ == "__main__"` would start itself
+    over and over. The tasks are importable functions of scbench: no child needs the script.
     """
     main = sys.modules["__main__"]
     hidden = {name: main.__dict__[name] for name in ("__file__", "__spec__") if name in main.__dict__}
