@@ -1,4 +1,5 @@
-/* What prepare does with every count: columns mapped to tokens (map_cells), contents hashed (hash_cells), fingerprints.
+/* What prepare does with every count: columns mapped to tokens (map_cells), contents hashed (hash_cells), fingerprints,
+   cells brought into another order (take_ranges).
 
    The same bits as the NumPy code of scbench.data.cells and .fingerprints, on every machine: all is integers. Nothing is
    allocated here; offsets were checked in Python, columns and tokens are checked here. Lists are made by writing at their end
@@ -142,4 +143,13 @@ int64_t fingerprint_cells(const char *genes, int64_t gene_bytes, const char *cou
         cores[cell] = core >= least_core ? word(core_key, word(outer, sum)) : 0;
     }
     return 0;
+}
+
+/* scbench.data.cells.take_ranges: values of `bytes` bytes, lengths[i] of them from starts[i] on, side by side. */
+void take_ranges(const char *values, int64_t bytes, const int64_t *starts, const int64_t *lengths, int64_t n, char *taken) {
+    for (int64_t i = 0; i < n; i++) {
+        size_t size = (size_t)(lengths[i] * bytes);
+        memcpy(taken, values + starts[i] * bytes, size);
+        taken += size;
+    }
 }

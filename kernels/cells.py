@@ -1,4 +1,4 @@
-"""prepare's work on every count in C (cells.c): columns mapped to tokens, contents hashed, fingerprints.
+"""prepare's work on every count in C (cells.c): columns mapped to tokens, contents hashed, fingerprints, cells reordered.
 
 Its results have the same bits as the NumPy code of scbench.data.cells and .fingerprints, which does the work where there is no
 compiler (native.chosen), and for what the C code doesn't take: each function here gives None then.
@@ -28,7 +28,8 @@ def library() -> ctypes.CDLL | None:
         found.hash_cells.argtypes = [*cells, word, word, pointer]
         found.fingerprint_cells.argtypes = [*cells, pointer, integer, integer, word, word, word, pointer, pointer]
         found.map_cells.restype = found.fingerprint_cells.restype = integer
-        found.hash_cells.restype = None
+        found.take_ranges.argtypes = [pointer, integer, pointer, pointer, integer, pointer]
+        found.hash_cells.restype = found.take_ranges.restype = None
     return found
 
 
@@ -104,6 +105,17 @@ def fingerprint_cells(
         *_arguments(*cells), address(listed), len(listed), least_core, *keys, address(cores), address(signatures)
     )
     return None if outside else (cores, signatures)
+
+
+def take_ranges(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray | None:
+    """`scbench.data.cells.take_ranges` of contiguous numbers; None also for a range that passes an end of `values`."""
+    starts, lengths = (np.ascontiguousarray(array, dtype=np.int64) for array in (starts, lengths))
+    inside = (starts >= 0).all() and (lengths >= 0).all() and (starts <= len(values) - lengths).all()
+    if not (inside and values.flags.c_contiguous and values.dtype.kind in "uif") or library() is None:
+        return None
+    taken = np.empty(lengths.sum(), dtype=values.dtype)
+    library().take_ranges(address(values), values.itemsize, address(starts), address(lengths), len(starts), address(taken))
+    return taken
 
 
 def _cells(

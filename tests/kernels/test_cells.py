@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scbench.data import prepare
-from scbench.data.cells import MAX_COUNT, Counts, content_hash, to_tokens
+from scbench.data.cells import MAX_COUNT, Counts, content_hash, take_ranges, to_tokens
 from scbench.data.fingerprint_genes import MOST_GENES, GeneList
 from scbench.data.fingerprints import records
 from scbench.errors import UserError
@@ -55,6 +55,18 @@ def test_tokens_are_numpys(cells, seed, vocabulary, unmatched, ascending):
     tokens[generator.random(COLUMNS) < unmatched] = -1
     result = same(to_tokens, pack(cells), SimpleNamespace(tokens=tokens))
     assert isinstance(result, list) or "in one cell, over" in result
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 30)), max_size=20),
+    st.sampled_from(["uint8", "uint16", "uint32", "int64", "float32"]),
+)
+def test_ranges_are_numpys(ranges, dtype):
+    """Ranges that overlap, are empty, or pass the end, where a slice is shorter than it was meant to be."""
+    values = np.arange(80).astype(dtype)
+    starts, lengths = np.array(ranges, dtype=np.int64).reshape(-1, 2).T
+    same(take_ranges, values, starts, lengths)
+    same(take_ranges, values[::2], starts, lengths)
 
 
 def test_the_c_code_is_what_is_tested():
