@@ -1,4 +1,5 @@
-/* The loader's work on each cell: genes drawn, masked and looked up (draw_cells), and a batch packed and sorted (pack_cells).
+/* The loader's work on each cell: genes drawn, masked and looked up (draw_cells), and a batch packed and sorted (pack_cells),
+   or both in one pass (make_batch).
 
    The same bits as the NumPy code of scbench.data.sampling, .values and .batch, on every machine: integers, and doubles that
    meet + - * / only (compile with -ffp-contract=off). Nothing is allocated here, and every index was checked in Python. */
@@ -9,7 +10,9 @@
 #define GOLDEN 0x9E3779B97F4A7C15u
 #define WEIGHT_FLOOR 1e-5
 #define TABLE 65536     /* counts whose logarithms are looked up */
-#define BUCKET_BITS 10  /* of a step of the selection */
+#define BUCKET_BITS 10  /* of a step of the selection, at most */
+#define FEW 32          /* words that are selected from without such a step */
+#define FETCHED 12      /* lines of the next cell's genes, and of its counts, that a step of drawing fetches */
 #define DIGIT_BITS 11   /* of a step of the sort, at most */
 
 static inline uint64_t word(uint64_t key, uint64_t counter) { /* kernels.random.bits */
@@ -46,18 +49,21 @@ static void widen(uint32_t *to, const void *from, int64_t bytes, int64_t n) {
 }
 
 /* The number-th smallest of n words, number >= 1; `some` has room for n. By buckets of equal width between the least and the
-   greatest, then inside the bucket that holds it: each step but the last leaves a 2^BUCKET_BITS-th of the range. */
+   greatest, then inside the bucket that holds it; a few words are counted out. */
 static uint64_t select_word(const uint64_t *words, int64_t n, int64_t number, uint64_t *some) {
-    for (;;) {
+    while (n > FEW) {
         uint64_t least = UINT64_MAX, greatest = 0;
         for (int64_t i = 0; i < n; i++) {
             least = words[i] < least ? words[i] : least;
             greatest = words[i] > greatest ? words[i] : greatest;
         }
         if (least == greatest) return least;
-        int width = 64 - __builtin_clzll(greatest - least) - BUCKET_BITS;
+        int wanted = 63 - __builtin_clzll((uint64_t)n) - 2; /* about four words each, if they are uniform */
+        int bits = wanted < BUCKET_BITS ? wanted : BUCKET_BITS;
+        int width = 64 - __builtin_clzll(greatest - least) - bits;
         int shift = width > 0 ? width : 0;
-        uint32_t filled[1 << BUCKET_BITS] = {0};
+        uint32_t filled[1 << BUCKET_BITS];
+        memset(filled, 0, sizeof *filled << bits);
         for (int64_t i = 0; i < n; i++) filled[(words[i] - least) >> shift]++;
         uint64_t bucket = 0;
         while (number > filled[bucket]) number -= filled[bucket++];
@@ -69,11 +75,33 @@ static uint64_t select_word(const uint64_t *words, int64_t n, int64_t number, ui
         }
         words = some, n = kept;
     }
+    for (int64_t i = 0;; i++) {
+        int64_t below = 0, equal = 0;
+        for (int64_t j = 0; j < n; j++) below += words[j] < words[i];
+        for (int64_t j = 0; j < n; j++) equal += words[j] == words[i];
+        if (below < number && number <= below + equal) return words[i];
+    }
 }
 
-/* The positions of the `number` smallest of n words, ascending; the first ones of equal words win. */
-static void smallest(const uint64_t *words, int64_t n, int64_t number, uint64_t *some, uint32_t *positions) {
-    uint64_t last = select_word(words, n, number, some);
+/* The same of words that are uniform, number < n: where it should be there are few, and it seldom is elsewhere. */
+static uint64_t select_uniform(const uint64_t *words, int64_t n, int64_t number, uint64_t *some) {
+    if (n <= FEW) return select_word(words, n, number, some);
+    uint64_t about = (uint64_t)((double)number / (double)n * 0x1p64);
+    uint64_t half = (uint64_t)3 << (63 - (63 - __builtin_clzll((uint64_t)n)) / 2); /* about 1.5 / sqrt(n), thrice its deviation */
+    uint64_t low = about > half ? about - half : 0, high = about < UINT64_MAX - half ? about + half : UINT64_MAX;
+    int64_t below = 0, kept = 0;
+    for (int64_t i = 0; i < n; i++) below += words[i] < low;
+    for (int64_t i = 0; i < n; i++) {
+        uint64_t own = words[i];
+        some[kept] = own;
+        kept += own - low <= high - low;
+    }
+    if (number <= below || number > below + kept) return select_word(words, n, number, some);
+    return select_word(some, kept, number - below, some);
+}
+
+/* The positions of the `number` smallest of n words, ascending, given the greatest of them; the first ones of equal words win. */
+static void smallest(const uint64_t *words, int64_t n, int64_t number, uint64_t last, uint32_t *positions) {
     int64_t kept = 0, below = 0;
     for (int64_t i = 0; i < n; i++) {
         positions[kept] = (uint32_t)i;
@@ -122,73 +150,130 @@ void cell_lengths(const struct piece *pieces, const int64_t *piece_of, const int
     }
 }
 
-/* Cell i is number indices[i] of piece piece_of[i]; what is kept of it goes to offsets[i] of genes, counts, values, masked and
-   positions (in the cell). `scratch` holds 28 bytes for each gene of the longest cell. */
-void draw_cells(const struct piece *pieces, const int64_t *piece_of, const int64_t *indices, int64_t n_cells, int64_t longest,
-                const uint64_t *subset_keys, const uint8_t *by_weight, const uint64_t *mask_keys, uint64_t mask_threshold,
-                const double *log1p, const int64_t *offsets, char *scratch,
-                uint32_t *genes, uint32_t *counts, float *values, uint8_t *masked, int32_t *positions, int64_t *totals) {
+/* What a sampler draws by: the keys of its streams, and what the top 32 bits of a word are below if the answer is yes. */
+struct law {
+    uint64_t subset_key, weighted_key, weighted_below, mask_key, masked_below;
+    int64_t max_genes;
+};
+
+/* Room for the longest of the cells that are drawn one after the other. */
+struct room {
+    uint64_t *words, *some;
+    uint32_t *genes, *counts, *kept;
+};
+
+static struct room divide(char *scratch, int64_t longest) { /* 28 bytes a gene */
     uint64_t *words = (uint64_t *)scratch, *some = words + longest;
-    uint32_t *cell_genes = (uint32_t *)(some + longest), *cell_counts = cell_genes + longest, *kept = cell_counts + longest;
-    for (int64_t cell = 0; cell < n_cells; cell++) {
-        const struct piece *piece = pieces + piece_of[cell];
-        int64_t start = piece->offsets[indices[cell]], n = piece->offsets[indices[cell] + 1] - start;
-        int64_t first = offsets[cell], number = offsets[cell + 1] - first;
-        widen(cell_genes, piece->genes + start * piece->gene_bytes, piece->gene_bytes, n);
-        widen(cell_counts, piece->counts + start * piece->count_bytes, piece->count_bytes, n);
-        uint64_t total = 0;
-        for (int64_t i = 0; i < n; i++) total += cell_counts[i];
-        totals[cell] = (int64_t)total;
-        if (number < n) {
-            for (int64_t i = 0; i < n; i++) words[i] = word(subset_keys[cell], cell_genes[i]);
-            if (by_weight[cell]) to_clocks(words, cell_counts, n, log1p, (double *)some);
-            smallest(words, n, number, some, kept);
-        } else {
-            for (int64_t i = 0; i < n; i++) kept[i] = (uint32_t)i;
-        }
-        for (int64_t i = 0; i < number; i++) {
-            uint32_t count = cell_counts[kept[i]];
-            positions[first + i] = (int32_t)kept[i];
-            genes[first + i] = cell_genes[kept[i]];
-            counts[first + i] = count;
-            values[first + i] = (float)(count < TABLE ? log1p[count] : logarithm(1.0 + count));
-        }
-        for (int64_t i = 0; i < number; i++) masked[first + i] = word(mask_keys[cell], genes[first + i]) >> 32 < mask_threshold;
+    uint32_t *genes = (uint32_t *)(some + longest);
+    return (struct room){words, some, genes, genes + longest, genes + 2 * longest};
+}
+
+/* A cell's genes and counts in memory, and how much of them was fetched ahead of need. */
+struct stored {
+    const char *genes, *counts;
+    int64_t n, gene_bytes, count_bytes, fetched;
+};
+
+static struct stored find(const struct piece *piece, int64_t index) {
+    int64_t start = piece->offsets[index], n = piece->offsets[index + 1] - start;
+    return (struct stored){piece->genes + start * piece->gene_bytes, piece->counts + start * piece->count_bytes,
+                           n, piece->gene_bytes, piece->count_bytes, 0};
+}
+
+/* A part at each step of drawing the cell before it: a core waits if it is to fetch many lines at once. */
+static void fetch(struct stored *cell) {
+    for (int64_t end = cell->fetched + 64 * FETCHED; cell->fetched < end; cell->fetched += 64) {
+        if (cell->fetched < cell->n * cell->gene_bytes) __builtin_prefetch(cell->genes + cell->fetched, 0, 2);
+        if (cell->fetched < cell->n * cell->count_bytes) __builtin_prefetch(cell->counts + cell->fetched, 0, 2);
     }
 }
 
-/* order = the stable sort of 0 .. n-1 by gene; `a` and `b` have room for n pairs (gene, position). Least digits first. */
-static void sort_positions(const int32_t *genes, int64_t n, int32_t *order, uint64_t *a, uint64_t *b) {
-    int32_t least = INT32_MAX, greatest = INT32_MIN;
+/* Genes and counts of cell number `cell`, and the positions of those that are kept, whose number is returned. */
+static int64_t draw_cell(const struct piece *pieces, const int64_t *piece_of, const int64_t *indices, int64_t n_cells, int64_t cell,
+                         uint64_t sample, const struct law *law, const double *log1p, struct room room, uint64_t *total) {
+    struct stored here = find(pieces + piece_of[cell], indices[cell]), next = {0};
+    if (cell + 1 < n_cells) next = find(pieces + piece_of[cell + 1], indices[cell + 1]);
+    int64_t n = here.n;
+    widen(room.genes, here.genes, here.gene_bytes, n);
+    widen(room.counts, here.counts, here.count_bytes, n);
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += room.counts[i];
+    *total = sum;
+    fetch(&next);
+    if (n <= law->max_genes) {
+        for (int64_t i = 0; i < n; i++) room.kept[i] = (uint32_t)i;
+        return n;
+    }
+    uint64_t key = word(law->subset_key, sample), last;
+    for (int64_t i = 0; i < n; i++) room.words[i] = word(key, room.genes[i]);
+    fetch(&next);
+    if (word(law->weighted_key, sample) >> 32 < law->weighted_below) {
+        to_clocks(room.words, room.counts, n, log1p, (double *)room.some);
+        fetch(&next);
+        last = select_word(room.words, n, law->max_genes, room.some);
+    } else {
+        last = select_uniform(room.words, n, law->max_genes, room.some);
+    }
+    fetch(&next);
+    smallest(room.words, n, law->max_genes, last, room.kept);
+    fetch(&next);
+    return law->max_genes;
+}
+
+static inline float value_of(uint32_t count, const double *log1p) {
+    return (float)(count < TABLE ? log1p[count] : logarithm(1.0 + count));
+}
+
+/* Cell i is number indices[i] of piece piece_of[i]; what is kept of it goes to offsets[i] of genes, counts, values, masked and
+   positions (in the cell). `scratch` holds 28 bytes for each gene of the longest cell. */
+void draw_cells(const struct piece *pieces, const int64_t *piece_of, const int64_t *indices, int64_t n_cells, int64_t longest,
+                const uint64_t *samples, const struct law *law, const double *log1p, const int64_t *offsets, char *scratch,
+                uint32_t *genes, uint32_t *counts, float *values, uint8_t *masked, int32_t *positions, uint64_t *totals) {
+    struct room room = divide(scratch, longest);
+    for (int64_t cell = 0; cell < n_cells; cell++) {
+        int64_t first = offsets[cell];
+        uint64_t sample = samples[cell], key = word(law->mask_key, sample);
+        int64_t number = draw_cell(pieces, piece_of, indices, n_cells, cell, sample, law, log1p, room, totals + cell);
+        for (int64_t i = 0; i < number; i++) {
+            positions[first + i] = (int32_t)room.kept[i];
+            genes[first + i] = room.genes[room.kept[i]];
+            counts[first + i] = room.counts[room.kept[i]];
+            values[first + i] = value_of(counts[first + i], log1p);
+        }
+        for (int64_t i = 0; i < number; i++) masked[first + i] = word(key, genes[first + i]) >> 32 < law->masked_below;
+    }
+}
+
+/* The stable sort by gene of 0 .. n-1, as pairs (gene - *least, position), in `a` or in `b`, which have room for n of them. Least
+   digits first. */
+static const uint64_t *sort_positions(const int32_t *genes, int64_t n, int32_t *least, uint64_t *a, uint64_t *b) {
+    int32_t lowest = INT32_MAX, greatest = INT32_MIN;
     for (int64_t i = 0; i < n; i++) {
-        least = genes[i] < least ? genes[i] : least;
+        lowest = genes[i] < lowest ? genes[i] : lowest;
         greatest = genes[i] > greatest ? genes[i] : greatest;
     }
-    int bits = n && greatest > least ? 32 - __builtin_clz((uint32_t)greatest - (uint32_t)least) : 1;
+    int bits = n && greatest > lowest ? 32 - __builtin_clz((uint32_t)greatest - (uint32_t)lowest) : 1;
     int steps = (bits + DIGIT_BITS - 1) / DIGIT_BITS, width = (bits + steps - 1) / steps;
     uint64_t low = ((uint64_t)1 << width) - 1;
-    uint32_t places[3][1 << DIGIT_BITS];
+    *least = lowest;
     for (int step = 0; step < steps; step++) {
-        uint32_t *place = places[step], before = 0;
-        memset(place, 0, sizeof places[step]);
-        for (int64_t i = 0; i < n; i++) place[((uint32_t)genes[i] - (uint32_t)least) >> step * width & low]++;
+        uint32_t place[2][1 << DIGIT_BITS], before = 0; /* two, as neighbours often have one digit, and would wait for each other */
+        memset(place[0], 0, sizeof **place << width);
+        memset(place[1], 0, sizeof **place << width);
+        for (int64_t i = 0; i < n; i++) place[i & 1][((uint32_t)genes[i] - (uint32_t)lowest) >> step * width & low]++;
         for (uint64_t digit = 0; digit <= low; digit++) {
-            uint32_t here = place[digit];
-            place[digit] = before;
+            uint32_t here = place[0][digit] + place[1][digit];
+            place[0][digit] = before;
             before += here;
         }
-    }
-    for (int step = 0; step < steps; step++) {
-        uint32_t *place = places[step];
         for (int64_t i = 0; i < n; i++) {
-            uint64_t pair = step ? a[i] : (uint64_t)((uint32_t)genes[i] - (uint32_t)least) << 32 | (uint64_t)i;
-            uint32_t to = place[pair >> (32 + step * width) & low]++;
-            if (step < steps - 1) b[to] = pair;
-            else order[to] = (int32_t)(uint32_t)pair;
+            uint64_t pair = step ? a[i] : (uint64_t)((uint32_t)genes[i] - (uint32_t)lowest) << 32 | (uint64_t)i;
+            b[place[0][pair >> (32 + step * width) & low]++] = pair;
         }
         uint64_t *swap = a;
         a = b, b = swap;
     }
+    return a;
 }
 
 /* How many of the cells' genes are masked. */
@@ -199,8 +284,40 @@ int64_t count_masked(const uint8_t *masked, const int64_t *starts, const int64_t
     return sum;
 }
 
+/* A batch's tokens in the order of their genes, and its masked ones. `scratch` holds 20 bytes for each token. Returns the number
+   of query_genes, which have room for all masked ones. */
+static int64_t put_in_order(const int32_t *genes, int64_t n_tokens, const int32_t *masked, int64_t n_masked, char *scratch,
+                            int32_t *query_genes, int32_t *query_index, int32_t *query_order, int32_t *gene_order) {
+    uint64_t *a = (uint64_t *)scratch, *b = a + n_tokens;
+    int32_t *number_of = (int32_t *)(b + n_tokens); /* of a masked token among them; else -1 */
+    int32_t least;
+    const uint64_t *sorted = sort_positions(genes, n_tokens, &least, a, b);
+    uint64_t *queries = sorted == a ? b : a; /* (gene - least, number) */
+    for (int64_t i = 0; i < n_tokens; i++) number_of[i] = -1;
+    for (int64_t i = 0; i < n_masked; i++) number_of[masked[i]] = (int32_t)i;
+    int64_t found = 0, n_queries = 0;
+    for (int64_t i = 0; i < n_tokens; i++) {
+        uint32_t position = (uint32_t)sorted[i];
+        int32_t number = number_of[position];
+        gene_order[i] = (int32_t)position;
+        queries[found] = (sorted[i] & 0xFFFFFFFF00000000u) | (uint32_t)number;
+        found += number >= 0;
+    }
+    uint64_t last = UINT64_MAX;
+    for (int64_t i = 0; i < n_masked; i++) {
+        uint32_t number = (uint32_t)queries[i];
+        uint64_t gene = queries[i] >> 32;
+        n_queries += gene != last;
+        last = gene;
+        query_genes[n_queries - 1] = (int32_t)((uint32_t)gene + (uint32_t)least);
+        query_index[number] = (int32_t)(n_queries - 1);
+        query_order[i] = (int32_t)number;
+    }
+    return n_queries;
+}
+
 /* CellBatch.pack: cell i is lengths[i] genes from starts[i] on, and gets the tokens from token_offsets[i] on. `scratch` holds
-   24 bytes for each token. Returns the number of query_genes, which have room for all masked ones.
+   20 bytes for each token. Returns the number of query_genes, which have room for all masked ones.
    A list is made by writing at its end always, and moving the end only if it was meant: no branch that can't be foreseen. */
 int64_t pack_cells(const uint32_t *genes, const uint32_t *counts, const float *values, const uint8_t *masked,
                    const int64_t *starts, const int64_t *lengths, int64_t n_cells, const int64_t *token_offsets,
@@ -208,9 +325,7 @@ int64_t pack_cells(const uint32_t *genes, const uint32_t *counts, const float *v
                    int32_t *out_genes, float *out_values, int32_t *out_masked, float *targets, int64_t *target_counts,
                    int32_t *query_genes, int32_t *query_index, int32_t *query_order, int32_t *gene_order) {
     int64_t n_tokens = token_offsets[n_cells], n_masked = 0;
-    uint64_t *a = (uint64_t *)scratch, *b = a + n_tokens;
-    int32_t *number_of = (int32_t *)(b + n_tokens); /* of a masked token among them; else -1 */
-    int32_t *list = number_of + n_tokens;
+    int32_t *list = (int32_t *)scratch;
     for (int64_t cell = 0; cell < n_cells; cell++) {
         int64_t token = token_offsets[cell], end = token_offsets[cell + 1], start = starts[cell], n = lengths[cell];
         out_genes[token] = cls_token, out_values[token] = 0;
@@ -229,22 +344,44 @@ int64_t pack_cells(const uint32_t *genes, const uint32_t *counts, const float *v
         }
         for (token += n; token < end; token++) out_genes[token] = pad_token, out_values[token] = 0;
     }
-    sort_positions(out_genes, n_tokens, gene_order, a, b);
-    for (int64_t i = 0; i < n_tokens; i++) number_of[i] = -1;
-    for (int64_t i = 0; i < n_masked; i++) number_of[out_masked[i]] = (int32_t)i;
-    int64_t found = 0, n_queries = 0;
-    for (int64_t i = 0; i < n_tokens; i++) {
-        list[found] = number_of[gene_order[i]];
-        found += list[found] >= 0;
+    return put_in_order(out_genes, n_tokens, out_masked, n_masked, scratch, query_genes, query_index, query_order, gene_order);
+}
+
+/* draw_cells and pack_cells at once, without what lies between them; cells without pads. masked, targets, target_counts and the
+   queries have room for all genes; sizes = {masked genes, query_genes}. `scratch` holds 28 bytes for each gene of the longest
+   cell, or 20 for each token if that is more. */
+void make_batch(const struct piece *pieces, const int64_t *piece_of, const int64_t *indices, int64_t n_cells, int64_t longest,
+                const uint64_t *samples, const struct law *law, const double *log1p, const int64_t *token_offsets,
+                int32_t cls_token, float masked_value, char *scratch, int64_t *sizes, uint64_t *totals,
+                int32_t *genes, float *values, int32_t *masked, float *targets, int64_t *target_counts,
+                int32_t *query_genes, int32_t *query_index, int32_t *query_order, int32_t *gene_order) {
+    struct room room = divide(scratch, longest);
+    uint32_t *list = (uint32_t *)room.some; /* the kept genes that are masked; `words` and `some` are free by then */
+    uint8_t *hidden = (uint8_t *)room.words;
+    int64_t n_masked = 0;
+    for (int64_t cell = 0; cell < n_cells; cell++) {
+        int64_t token = token_offsets[cell];
+        uint64_t sample = samples[cell], key = word(law->mask_key, sample);
+        int64_t number = draw_cell(pieces, piece_of, indices, n_cells, cell, sample, law, log1p, room, totals + cell);
+        genes[token] = cls_token, values[token] = 0;
+        token++;
+        for (int64_t i = 0; i < number; i++) {
+            genes[token + i] = (int32_t)room.genes[room.kept[i]];
+            values[token + i] = value_of(room.counts[room.kept[i]], log1p);
+        }
+        for (int64_t i = 0; i < number; i++) hidden[i] = word(key, (uint32_t)genes[token + i]) >> 32 < law->masked_below;
+        int64_t found = 0;
+        for (int64_t i = 0; i < number; i++) {
+            list[found] = (uint32_t)i;
+            found += hidden[i];
+        }
+        for (int64_t i = 0; i < found; i++, n_masked++) {
+            masked[n_masked] = (int32_t)(token + list[i]);
+            targets[n_masked] = values[token + list[i]];
+            target_counts[n_masked] = room.counts[room.kept[list[i]]];
+            values[token + list[i]] = masked_value;
+        }
     }
-    memcpy(query_order, list, (size_t)n_masked * sizeof *list);
-    int64_t last = INT64_MIN;
-    for (int64_t i = 0; i < n_masked; i++) {
-        int32_t number = query_order[i], gene = out_genes[out_masked[number]];
-        n_queries += gene != last;
-        last = gene;
-        query_genes[n_queries - 1] = gene;
-        query_index[number] = (int32_t)(n_queries - 1);
-    }
-    return n_queries;
+    sizes[0] = n_masked;
+    sizes[1] = put_in_order(genes, token_offsets[n_cells], masked, n_masked, scratch, query_genes, query_index, query_order, gene_order);
 }

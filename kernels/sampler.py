@@ -1,10 +1,12 @@
-"""The loader's sampler in C (sampler.c): genes of cells drawn, masked and looked up, and batches packed and sorted.
+"""The loader's sampler in C (sampler.c): genes of cells drawn, masked and looked up, batches packed and sorted, or both at once.
 
 Its results have the same bits as the NumPy code in scbench.data (sampling, values, batch), which does the work where there is
 no C compiler, or where SCBENCH_SAMPLER=numpy says so; SCBENCH_SAMPLER=native makes a missing compiler an error (native.py).
 """
 
 import ctypes
+import struct
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -27,10 +29,13 @@ def library() -> ctypes.CDLL | None:
         return None
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     found.cell_lengths.argtypes = [pointer] * 3 + [integer, pointer]
-    found.draw_cells.argtypes = [pointer] * 3 + [integer] * 2 + [pointer] * 3 + [ctypes.c_uint64] + [pointer] * 9
+    found.draw_cells.argtypes = [pointer] * 3 + [integer] * 2 + [pointer] * 11
     found.count_masked.argtypes = [pointer] * 3 + [integer]
     found.pack_cells.argtypes = ([pointer] * 6 + [integer, pointer] + [ctypes.c_int32] * 2 + [ctypes.c_float] + [pointer] * 10)
-    for function in (found.cell_lengths, found.draw_cells):
+    found.make_batch.argtypes = (
+        [pointer] * 3 + [integer] * 2 + [pointer] * 4 + [ctypes.c_int32, ctypes.c_float] + [pointer] * 12
+    )
+    for function in (found.cell_lengths, found.draw_cells, found.make_batch):
         function.restype = None
     for function in (found.count_masked, found.pack_cells):
         function.restype = integer
@@ -60,10 +65,89 @@ class Piece:
         if self.n_cells < 0 or offsets[0] < 0 or (np.diff(self.offsets) < 0).any() or offsets[-1] > stored:
             raise ValueError(f"offsets must ascend, from 0 or more to at most the {stored} genes")
         self.takes = takes(self.genes) and takes(self.counts)
-        """Whether `draw` takes it."""
+        """Whether the C code takes it."""
         arrays = self.genes, self.counts, self.offsets
-        self.row = (*map(address, arrays), self.genes.itemsize, self.counts.itemsize)
-        """What `struct piece` holds."""
+        self.row = struct.pack("=5q", *map(address, arrays), self.genes.itemsize, self.counts.itemsize)
+        """`struct piece`."""
+
+
+class CellRows:
+    """Cells where they lie: cell i is number indices[i] of pieces[piece_of[i]], int64 [cells] both.
+
+    Raises
+    ------
+    ValueError
+        If there is no such cell.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], piece_of: np.ndarray, indices: np.ndarray) -> None:
+        self.pieces = pieces
+        self._piece_of, self._indices = (np.ascontiguousarray(array, dtype=np.int64) for array in (piece_of, indices))
+        if len(piece_of) != len(indices):
+            raise ValueError("piece_of and indices must have one element a cell")
+        if len(indices) and (self._piece_of.min() < 0 or self._piece_of.max() >= len(pieces) or self._indices.min() < 0):
+            raise ValueError(f"piece_of or indices point outside the {len(pieces)} pieces")
+        if (self._indices >= np.array([piece.n_cells for piece in pieces], dtype=np.int64)[self._piece_of]).any():
+            raise ValueError("indices point outside a piece")
+        self._table = b"".join(piece.row for piece in pieces)
+        self.takes = all(piece.takes for piece in pieces)
+        """Whether the C code takes them."""
+        self.lengths = self._lengths()
+        """int64 [cells]: each cell's genes."""
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, rows: np.ndarray) -> "CellRows":
+        """Some of the cells: int64, their numbers among these."""
+        some = object.__new__(CellRows)
+        some.__dict__.update(self.__dict__)
+        some._piece_of, some._indices, some.lengths = self._piece_of[rows], self._indices[rows], self.lengths[rows]
+        return some
+
+    def copied(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Genes, counts and int64 offsets of the cells one after the other."""
+        genes, counts = [np.zeros(0, dtype=np.uint16)], [np.zeros(0, dtype=np.uint8)]
+        for number, index in zip(self._piece_of.tolist(), self._indices.tolist(), strict=True):
+            piece = self.pieces[number]
+            row = slice(piece.offsets[index], piece.offsets[index + 1])
+            genes.append(piece.genes[row])
+            counts.append(piece.counts[row])
+        return np.concatenate(genes), np.concatenate(counts), np.concatenate([[0], np.cumsum(self.lengths)])
+
+    def _lengths(self) -> np.ndarray:
+        compiled = library()
+        if compiled is None:
+            offsets = [self.pieces[number].offsets for number in self._piece_of.tolist()]
+            lengths = [some[i + 1] - some[i] for some, i in zip(offsets, self._indices.tolist(), strict=True)]
+            return np.array(lengths, dtype=np.int64)
+        lengths = np.empty(len(self), dtype=np.int64)
+        compiled.cell_lengths(*self.where, address(lengths))
+        return lengths
+
+    @property
+    def where(self) -> tuple:
+        """What the C code is told of them."""
+        return self._table, address(self._piece_of), address(self._indices), len(self)
+
+
+class Law(NamedTuple):
+    """What a draw depends on beside the cells and their keys; the law is `scbench.data.sampling`'s."""
+
+    subset_key: int  # of the stream SUBSET
+    weighted_key: int  # of the stream SUBSET_LAW
+    weighted_share: float  # share of the long cells that are drawn by weight
+    mask_key: int  # of the stream MASK
+    mask_ratio: float  # probability that a gene is masked
+    max_genes: int  # at least 1
+
+    @property
+    def row(self) -> bytes:
+        """`struct law`."""
+        return struct.pack(
+            "=5Qq", self.subset_key, self.weighted_key, round(self.weighted_share * 2**32), self.mask_key,
+            round(self.mask_ratio * 2**32), self.max_genes,
+        )  # fmt: skip
 
 
 class Drawn(NamedTuple):
@@ -78,63 +162,38 @@ class Drawn(NamedTuple):
     totals: np.ndarray  # int64 [B], all counts of the cell
 
 
-def draw(
-    pieces: Sequence[Piece],
-    piece_of: np.ndarray,
-    indices: np.ndarray,
-    *,
-    subset_keys: np.ndarray,
-    by_weight: np.ndarray,
-    mask_keys: np.ndarray,
-    max_genes: int,
-    mask_ratio: float,
-) -> Drawn:
-    """At most `max_genes` genes of each cell, and which of them are masked; the law is `scbench.data.sampling`'s.
-
-    Parameters
-    ----------
-    pieces
-        Where the cells lie.
-    piece_of, indices
-        int64 [B]: cell i is number indices[i] of pieces[piece_of[i]].
-    subset_keys, mask_keys
-        uint64 [B]: the cells' keys of the streams SUBSET and MASK.
-    by_weight
-        bool [B]: whether a long cell is drawn by weight.
-    max_genes
-        At least 1.
-    mask_ratio
-        Probability that a gene is masked.
-    """
-    n_cells = len(indices)
-    piece_of, indices = (np.ascontiguousarray(array, dtype=np.int64) for array in (piece_of, indices))
-    keys = [np.ascontiguousarray(array, dtype=np.uint64) for array in (subset_keys, mask_keys)]
-    by_weight = np.ascontiguousarray(by_weight, dtype=bool)
-    if {len(array) for array in (piece_of, by_weight, *keys)} != {n_cells} or max_genes < 1:
-        raise ValueError("piece_of, indices, keys and by_weight must have one element a cell, and max_genes be at least 1")
-    if n_cells and (piece_of.min() < 0 or piece_of.max() >= len(pieces) or indices.min() < 0):
-        raise ValueError(f"piece_of or indices point outside the {len(pieces)} pieces")
-    if not all(piece.takes for piece in pieces):
-        raise ValueError("genes and counts must be uint8, uint16 or uint32")
-    if (indices >= np.array([piece.n_cells for piece in pieces], dtype=np.int64)[piece_of]).any():
-        raise ValueError("indices point outside a piece")
-    table = np.array([piece.row for piece in pieces], dtype=np.uint64)
-    where = address(table), address(piece_of), address(indices), n_cells
-    lengths = np.empty(n_cells, dtype=np.int64)
-    library().cell_lengths(*where, address(lengths))
-    longest = int(lengths.max(initial=0))
-    offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, max_genes))])
-    n = int(offsets[-1])
+def draw(cells: CellRows, keys: np.ndarray, law: Law) -> Drawn:
+    """At most `max_genes` genes of each cell, and which of them are masked. `keys`: int64 or uint64 [B]."""
+    keys = _checked(cells, keys, law)
+    offsets = np.concatenate([[0], np.cumsum(np.minimum(cells.lengths, law.max_genes))])
+    n, longest = int(offsets[-1]), int(cells.lengths.max(initial=0))
     genes, counts = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.uint32)
     values, masked, positions = np.empty(n, dtype=np.float32), np.empty(n, dtype=bool), np.empty(n, dtype=np.int32)
-    totals = np.empty(n_cells, dtype=np.int64)
-    scratch = np.empty(28 * longest, dtype=np.uint8)
+    totals = np.empty(len(cells), dtype=np.int64)
     library().draw_cells(
-        *where, longest, address(keys[0]), address(by_weight), address(keys[1]), round(mask_ratio * 2**32),
-        address(log1p_table()), address(offsets), address(scratch),
+        *cells.where, longest, address(keys), law.row, address(log1p_table()), address(offsets), _scratch(28 * longest),
         address(genes), address(counts), address(values), address(masked), address(positions), address(totals),
-    )  # fmt: skip
+    )
     return Drawn(genes, counts, values, masked, positions, offsets, totals)
+
+
+def _checked(cells: CellRows, keys: np.ndarray, law: Law) -> np.ndarray:
+    keys = np.ascontiguousarray(keys)
+    if keys.dtype not in (np.int64, np.uint64) or len(keys) != len(cells) or law.max_genes < 1:
+        raise ValueError("keys must be 64-bit integers, one a cell, and max_genes be at least 1")
+    if not cells.takes:
+        raise ValueError("genes and counts must be uint8, uint16 or uint32")
+    return keys
+
+
+_kept = threading.local()
+
+
+def _scratch(size: int) -> int:
+    """Where this thread's scratch memory is, at least `size` bytes: kept, as fresh memory comes page by page."""
+    if len(getattr(_kept, "memory", b"")) < size:
+        _kept.memory = np.empty(size + size // 4, dtype=np.uint8)
+    return address(_kept.memory) if size else 0
 
 
 class Packed(NamedTuple):
@@ -191,12 +250,40 @@ def pack(
     n_tokens = int(token_offsets[-1])
     where = [address(array) for array in (arrays[3], starts, lengths)]
     n_masked = library().count_masked(*where, n_cells)
-    sizes = [n_tokens, n_tokens, n_masked, n_masked, n_masked, n_masked, n_masked, n_masked, n_tokens]
-    dtypes = [np.int32, np.float32, np.int32, np.float32, np.int64, np.int32, np.int32, np.int32, np.int32]
-    packed = Packed(*(np.empty(size, dtype=dtype) for size, dtype in zip(sizes, dtypes, strict=True)))
-    scratch = np.empty(24 * n_tokens, dtype=np.uint8)
+    packed = _room(n_tokens, n_masked)
     n_queries = library().pack_cells(
         *(address(array) for array in arrays), address(starts), address(lengths), n_cells, address(token_offsets),
-        cls_token, pad_token, masked_value, address(scratch), *(address(array) for array in packed),
+        cls_token, pad_token, masked_value, _scratch(20 * n_tokens), *(address(array) for array in packed),
     )
     return packed._replace(query_genes=packed.query_genes[:n_queries])
+
+
+def make(
+    cells: CellRows, keys: np.ndarray, law: Law, token_offsets: np.ndarray, *, cls_token: int, masked_value: float
+) -> tuple[Packed, np.ndarray]:
+    """`draw` and `pack` at once: the same bits; and all counts of each cell, int64 [B].
+
+    `token_offsets`, int64 [B+1], must leave just room for <cls> and the genes that are drawn.
+    """
+    keys = _checked(cells, keys, law)
+    token_offsets = np.ascontiguousarray(token_offsets, dtype=np.int64)
+    tokens = np.minimum(cells.lengths, law.max_genes) + 1
+    if token_offsets[0] != 0 or not np.array_equal(np.diff(token_offsets), tokens) or token_offsets[-1] >= 2**31:
+        raise ValueError("token_offsets must begin at 0, leave room for <cls> and each cell's genes, and end below 2³¹")
+    n_tokens, longest = int(token_offsets[-1]), int(cells.lengths.max(initial=0))
+    packed = _room(n_tokens, n_tokens)
+    sizes, totals = np.empty(2, dtype=np.int64), np.empty(len(cells), dtype=np.int64)
+    library().make_batch(
+        *cells.where, longest, address(keys), law.row, address(log1p_table()), address(token_offsets), cls_token, masked_value,
+        _scratch(max(28 * longest, 20 * n_tokens)), address(sizes), address(totals), *(address(array) for array in packed),
+    )
+    n_masked, n_queries = sizes.tolist()
+    of_masked = "masked", "targets", "target_counts", "query_index", "query_order"
+    shown = {name: getattr(packed, name)[:n_masked] for name in of_masked}
+    return packed._replace(query_genes=packed.query_genes[:n_queries], **shown), totals
+
+
+def _room(n_tokens: int, n_masked: int) -> Packed:
+    sizes = [n_tokens, n_tokens, n_masked, n_masked, n_masked, n_masked, n_masked, n_masked, n_tokens]
+    dtypes = [np.int32, np.float32, np.int32, np.float32, np.int64, np.int32, np.int32, np.int32, np.int32]
+    return Packed(*(np.empty(size, dtype=dtype) for size, dtype in zip(sizes, dtypes, strict=True)))

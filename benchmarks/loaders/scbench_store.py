@@ -8,11 +8,12 @@ from loaders.law import Law
 
 from scbench.config import InputLaw
 from scbench.data.batch import CellBatch
-from scbench.data.extents import CellRows, Cells, ExtentCache, SplitReader
+from scbench.data.extents import Cells, ExtentCache, SplitReader
 from scbench.data.loader import Loader
 from scbench.data.order import SampleOrder, default_lanes
 from scbench.data.store import Store
 from scbench.data.vocabulary import Vocabulary
+from scbench.kernels.sampler import CellRows
 
 TRIED = ({},)  # as a run of `scbench pretrain` has it
 ENDLESS = True  # the last batch of an epoch is filled with cells of the next
@@ -49,7 +50,7 @@ def rows(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[Cells
     """Raw cells in the loader's order, copied batch by batch (the loader itself samples them where they lie)."""
     for cells in _located(open_split(folder), law):
         if isinstance(cells, CellRows):
-            yield cells.copied()
+            yield Cells(*cells.copied())
 
 
 def shuffled(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[Cells]:

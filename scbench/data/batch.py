@@ -159,15 +159,41 @@ def pack_cells(
         genes, values, counts, masked, starts, lengths, cell_offsets,
         cls_token=cls_token, pad_token=pad_token, masked_value=MASKED_VALUE,
     )
+    return _batch(
+        packed, cell_offsets, lengths, library_sizes, samples, cells,
+        resolved=cls_token != CLS and (pad_to is None or pad_token != PAD),
+    )
+
+
+def make_cells(
+    rows: sampler.CellRows, law: sampler.Law, *, cls_token: int, samples: np.ndarray, cells: np.ndarray
+) -> CellBatch:
+    """The batch, without pads, of `rows` as `law` draws them, keyed by `samples`; the compiled sampler makes it in one pass."""
+    lengths = np.minimum(rows.lengths, law.max_genes)
+    cell_offsets = np.concatenate([[0], np.cumsum(lengths + 1)])
+    packed, totals = sampler.make(rows, samples, law, cell_offsets, cls_token=cls_token, masked_value=MASKED_VALUE)
+    return _batch(packed, cell_offsets, lengths, totals, samples, cells, resolved=cls_token != CLS)
+
+
+def _batch(
+    packed: sampler.Packed,
+    cell_offsets: np.ndarray,
+    lengths: np.ndarray,
+    library_sizes: np.ndarray,
+    samples: np.ndarray,
+    cells: np.ndarray,
+    *,
+    resolved: bool,
+) -> CellBatch:
     return CellBatch(
         **{name: torch.from_numpy(array) for name, array in packed._asdict().items()},
         cell_offsets=torch.from_numpy(cell_offsets.astype(np.int32)),
         lengths=torch.from_numpy((lengths + 1).astype(np.int32)),
-        max_tokens=int(tokens.max(initial=1)),
+        max_tokens=int(np.diff(cell_offsets).max(initial=1)),
         library_sizes=torch.from_numpy(np.asarray(library_sizes).astype(np.float32)),
         samples=torch.from_numpy(np.array(samples).astype(np.int64)),
         cells=torch.from_numpy(np.array(cells).astype(np.int64)),
-        resolved=cls_token != CLS and (pad_to is None or pad_token != PAD),
+        resolved=resolved,
         denominator=torch.tensor(float(len(packed.masked))),
     )
 

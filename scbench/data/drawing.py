@@ -6,15 +6,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scbench.data.extents import CellRows, ExtentCache, SplitReader
+from scbench.data.extents import ExtentCache, SplitReader
 from scbench.data.order import SampleOrder
 from scbench.data.sampler import CellSampler, Sampled
+from scbench.kernels.sampler import CellRows
 
 
 class Drawn(NamedTuple):
     """A slice of a global batch."""
 
     sampled: Sampled
+    samples: np.ndarray  # int64 [n], sample numbers
+    numbers: np.ndarray  # int64 [n], the cells' numbers in the split
+
+
+class Found(NamedTuple):
+    """A slice of a global batch, as it lies in the store's extents."""
+
+    cells: CellRows
     samples: np.ndarray  # int64 [n], sample numbers
     numbers: np.ndarray  # int64 [n], the cells' numbers in the split
 
@@ -30,14 +39,18 @@ class Share(NamedTuple):
     rank: int
     world: int
 
-    def drawn(self, start_step: int) -> Iterator[Drawn]:
-        """Its slices of the global batches, from `start_step` on, without end."""
+    def found(self, start_step: int) -> Iterator[Found]:
+        """Its slices of the global batches, from `start_step` on, without end; their extents stay for as long as they do."""
         order = SampleOrder(self.split.extent_sizes, self.seed, self.lanes)
         reader = AheadReader(self.split, order, self.batch_cells, self.rank, self.world)
         for step in itertools.count(start_step):
-            cells, samples, numbers = reader.window(step)
-            drawn = Drawn(self.sampler.draw(cells, samples), samples, numbers)
-            del cells  # the extents that it lies in may go when the next ones are read
+            yield reader.window(step)
+
+    def drawn(self, start_step: int) -> Iterator[Drawn]:
+        """The same, drawn."""
+        for found in self.found(start_step):
+            drawn = Drawn(self.sampler.draw(found.cells, found.samples), found.samples, found.numbers)
+            del found  # its extents may go when the next ones are read
             yield drawn
 
 
@@ -62,11 +75,11 @@ class AheadReader:
         self.cache = ExtentCache(split)
         self._next: tuple[int, list[int]] = (-1, [])  # start of the group after this one, this rank's extents in it
 
-    def window(self, step: int) -> tuple[CellRows, np.ndarray, np.ndarray]:
-        """This rank's raw cells of `step`, their sample numbers and their numbers in the split (int64 [n] both)."""
+    def window(self, step: int) -> Found:
+        """This rank's raw cells of `step`."""
         order = self._order
         samples, located = order.rank_slice(step, self._batch_cells, self._rank, self._world)
-        needed = np.unique(located.extents).tolist()
+        needed = list(dict.fromkeys(located.extents.tolist()))
         end = (step + 1) * self._batch_cells
         group = order.group(end - 1)
         coming = self._coming(group.stop) if group.start <= step * self._batch_cells else []
@@ -74,7 +87,7 @@ class AheadReader:
         self.cache.read(needed)
         self.cache.read(coming[: -(-len(coming) * (end - group.start) // (group.stop - group.start))])
         cells = self.cache.rows(located.extents, located.indices)
-        return cells, samples, order.starts[located.extents] + located.indices
+        return Found(cells, samples, order.starts[located.extents] + located.indices)
 
     def _coming(self, start: int) -> list[int]:
         """This rank's extents in the group that begins at sample `start`: those of the first batch that lies in it."""

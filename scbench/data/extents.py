@@ -5,8 +5,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from scbench.data.cells import CellTokens
-from scbench.kernels.sampler import Piece
+from scbench.kernels.sampler import CellRows, Piece
 
 
 class ExtentArrays(Protocol):
@@ -34,34 +33,8 @@ class Cells(NamedTuple):
     offsets: np.ndarray  # int64 [cells+1]
 
 
-class CellRows(NamedTuple):
-    """Cells where they lie: cell i is number indices[i] of pieces[piece_of[i]]."""
-
-    pieces: list[Piece]
-    piece_of: np.ndarray  # int64 [cells]
-    indices: np.ndarray  # int64 [cells]
-
-    @classmethod
-    def of(cls, cells: Cells | CellTokens) -> "CellRows":
-        """All of some cells that lie one after the other."""
-        piece = Piece(cells.genes, cells.counts, cells.offsets)
-        return cls([piece], np.zeros(piece.n_cells, dtype=np.int64), np.arange(piece.n_cells))
-
-    def copied(self) -> Cells:
-        """The cells one after the other."""
-        genes, counts, lengths = [np.zeros(0, dtype=np.uint16)], [np.zeros(0, dtype=np.uint8)], []
-        for number, index in zip(self.piece_of.tolist(), self.indices.tolist(), strict=True):
-            piece = self.pieces[number]
-            start, stop = piece.offsets[index], piece.offsets[index + 1]
-            genes.append(piece.genes[start:stop])
-            counts.append(piece.counts[start:stop])
-            lengths.append(stop - start)
-        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        return Cells(np.concatenate(genes), np.concatenate(counts), offsets)
-
-
 class ExtentCache:
-    """Holds the extents that it was told to read until it is told to drop them."""
+    """Holds the extents that it was told to read until it is told to drop them; `rows` hold theirs for longer."""
 
     def __init__(self, split: SplitReader) -> None:
         self._split = split
@@ -86,5 +59,5 @@ class ExtentCache:
 
     def rows(self, extents: np.ndarray, indices: np.ndarray) -> CellRows:
         """Cells, each given by its extent (held) and its number in it; int64 [n] both."""
-        distinct, piece_of = np.unique(extents, return_inverse=True)
-        return CellRows([self._held[extent] for extent in distinct.tolist()], piece_of, indices)
+        first = np.diff(extents, prepend=-1) != 0  # of a run: cells of one extent mostly come together
+        return CellRows([self._held[extent] for extent in extents[first].tolist()], np.cumsum(first) - 1, indices)

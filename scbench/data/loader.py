@@ -1,19 +1,19 @@
 """From a split of a store to the CellBatches of each optimizer step: order, read, sample genes, mask, balance, pack.
 
-Windows (the micro-batches of one step on one rank) are made ahead of need: one thread reads and draws, or worker processes
-do, and another packs. What a window holds is a function of (split, options, step, rank, world) alone, and the windows of all
-ranks together do not depend on their number.
+Windows (the micro-batches of one step on one rank) are made ahead of need by two threads, each a whole one at a time: they
+take turns at reading, then draw and pack side by side (or only pack what worker processes draw). What a window holds is a
+function of (split, options, step, rank, world) alone, and the windows of all ranks together do not depend on their number.
 """
 
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 
 from scbench.config import InputLaw
 from scbench.data.batch import CellBatch
-from scbench.data.drawing import Drawn, Share, joined
+from scbench.data.drawing import Drawn, Found, Share, joined
 from scbench.data.extents import Cells, ExtentCache, SplitReader
 from scbench.data.loader_workers import drawn_by_workers
 from scbench.data.microbatch import balance, micro_steps
@@ -25,7 +25,7 @@ from scbench.kernels import random
 from scbench.kernels.random import Stream
 
 WINDOWS_AHEAD = 4
-DRAWN_AHEAD = 2  # slices drawn before they are packed
+THREADS = 2  # that make windows; a constant, so a rank asks no more of a larger machine
 
 
 class Loader:
@@ -35,9 +35,9 @@ class Loader:
     any `world` and any `micro_batch_cells`; a micro-batch keeps the cells in the batch's order. Each CellBatch's
     `denominator` is the number of *this rank's* masked genes in the window: training adds the other ranks'.
 
-    Memory: at most 2 · lanes extents (about 8 MB each; with W ranks about a W-th of them on each, as long as there are no
-    more lanes than cells in a batch and extents hold alike many cells: 1.5 to 1.7 times that at 8 ranks where sources differ
-    much in depth; workers share them out in the same way) and a few windows.
+    Memory: mostly 1 to 2 · lanes extents, at most 3 (about 8 MB each; with W ranks about a W-th of them on each, as long as
+    there are no more lanes than cells in a batch and extents hold alike many cells: 1.5 to 1.7 times that at 8 ranks where
+    sources differ much in depth; workers share them out in the same way) and a few windows.
 
     Parameters
     ----------
@@ -100,9 +100,10 @@ class Loader:
             Share(split, sampler, seed, order.lanes, batch_cells, rank * processes + number, world * processes)
             for number in range(processes)
         ]
-        slices = drawn_by_workers(shares, start_step) if workers else _drawn_here(shares[0], start_step)
+        slices = drawn_by_workers(shares, start_step) if workers else shares[0].found(start_step)
+        make = partial(_packed if workers else _made, sampler, self.micro_steps, micro_batch_cells)
         self._step = start_step
-        self._windows = Prefetcher(_windows(slices, sampler, self.micro_steps, micro_batch_cells), WINDOWS_AHEAD)
+        self._windows = Prefetcher(slices, WINDOWS_AHEAD, make, THREADS)
 
     def __iter__(self) -> "Loader":
         return self
@@ -174,23 +175,26 @@ def validation_batches(
         yield sampler.pack(sampler.draw(cells, numbers), np.arange(len(numbers)), numbers, numbers)
 
 
-def _windows(
-    slices: Iterator[list[Drawn]], sampler: CellSampler, steps: int, micro_batch_cells: int | None
-) -> Iterator[list[CellBatch]]:
-    """The windows of a rank's slices. No method of the Loader: the thread must not keep a forgotten one alive."""
-    with closing(slices):
-        for parts in slices:
-            sampled, samples, numbers = joined(parts)
-            denominator = torch.tensor(float(np.count_nonzero(sampled.masked)))
-            tokens = np.diff(sampled.offsets) + 1
-            yield [
-                sampler.pack(sampled, rows, samples[rows], numbers[rows])._replace(denominator=denominator)
-                for rows in balance(tokens, steps, micro_batch_cells)
-            ]
+def _made(sampler: CellSampler, steps: int, micro_batch_cells: int | None, found: Found) -> list[CellBatch]:
+    """The window of a rank's cells. No method of the Loader: a thread must not keep a forgotten one alive."""
+    cells, samples, numbers = found
+    tokens = np.minimum(cells.lengths, sampler.inputs.max_genes) + 1
+    return _window(
+        sampler.make(cells[rows], samples[rows], numbers[rows]) for rows in balance(tokens, steps, micro_batch_cells)
+    )
 
 
-def _drawn_here(share: Share, start_step: int) -> Iterator[list[Drawn]]:
-    """The slices of one share, drawn in a thread while the last ones are packed."""
-    with Prefetcher(share.drawn(start_step), DRAWN_AHEAD) as slices:
-        for drawn in slices:
-            yield [drawn]
+def _packed(sampler: CellSampler, steps: int, micro_batch_cells: int | None, parts: list[Drawn]) -> list[CellBatch]:
+    """The same of what workers have drawn."""
+    sampled, samples, numbers = joined(parts)
+    tokens = np.diff(sampled.offsets) + 1
+    return _window(
+        sampler.pack(sampled, rows, samples[rows], numbers[rows]) for rows in balance(tokens, steps, micro_batch_cells)
+    )
+
+
+def _window(batches: Iterable[CellBatch]) -> list[CellBatch]:
+    """Batches that know how many genes are masked in all of them."""
+    batches = list(batches)
+    denominator = torch.tensor(float(sum(len(batch.masked) for batch in batches)))
+    return [batch._replace(denominator=denominator) for batch in batches]

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from scbench.config import InputLaw
-from scbench.data.batch import CellBatch, pack_cells
+from scbench.data.batch import CellBatch, make_cells, pack_cells
 from scbench.data.cells import CellTokens
-from scbench.data.extents import CellRows, Cells
-from scbench.data.sampling import draw_genes, draw_mask, mask_keys, subset_keys
+from scbench.data.extents import Cells
+from scbench.data.sampling import draw_genes, draw_mask
 from scbench.data.values import (
     decode_bins,
     decode_normalized,
@@ -27,6 +27,7 @@ from scbench.errors import UserError
 from scbench.kernels import random, sampler
 from scbench.kernels.native import BuildError
 from scbench.kernels.random import Stream
+from scbench.kernels.sampler import CellRows, Law, Piece
 
 
 class Sampled(NamedTuple):
@@ -63,25 +64,28 @@ class CellSampler:
         self.inputs = inputs
         self._cls, self._pad = vocabulary.cls, vocabulary.pad
         self._seed = seed
-        self._mask_ratio = mask_ratio
-        self._weighted_share = weighted_share
+        subset_key, weighted_key, mask_key = (
+            random.key(seed, stream) for stream in (Stream.SUBSET, Stream.SUBSET_LAW, Stream.MASK)
+        )
+        self._law = Law(subset_key, weighted_key, weighted_share, mask_key, mask_ratio, inputs.max_genes)
         try:
             self._native = sampler.library() is not None and inputs.order != "drawn"
+            self._at_once = self._native and inputs == InputLaw(inputs.max_genes)
         except BuildError as error:
             raise UserError(f"{error}.") from error
 
     def draw(self, cells: Cells | CellTokens | CellRows, keys: np.ndarray) -> Sampled:
         """One draw of each cell; `keys`, int64 or uint64 [B], are what it depends on."""
         law = self.inputs
-        rows = cells if isinstance(cells, CellRows) else CellRows.of(cells)
-        if self._native and all(piece.takes for piece in rows.pieces):
-            drawn = self._draw_native(rows, keys)
+        rows = cells if isinstance(cells, CellRows) else _rows(cells)
+        if self._native and rows.takes:
+            drawn = sampler.draw(rows, keys, self._law)
         else:
-            drawn = self._draw_numpy(rows.copied() if rows is cells else cells, keys)
+            drawn = self._draw_numpy(Cells(*rows.copied()) if rows is cells else cells, keys)
         genes, counts, values, masked, positions, offsets, totals = drawn
         lengths = np.diff(offsets)
         if law.preprocess == "bin":
-            raw = rows.copied() if rows is cells else cells
+            raw = Cells(*rows.copied()) if rows is cells else cells
             values = quantile_bins(raw.counts, raw.offsets)[positions + np.repeat(raw.offsets[:-1], lengths)]
         elif law.preprocess == "bin_aaai2025":
             words = self._words(Stream.BINS, keys, genes, lengths)
@@ -95,23 +99,16 @@ class CellSampler:
             sampled = Sampled(genes[order], counts[order], values[order], masked[order], offsets, totals)
         return sampled
 
-    def _draw_native(self, rows: CellRows, keys: np.ndarray) -> sampler.Drawn:
-        cell_keys, by_weight = subset_keys(keys, self._seed, self._weighted_share)
-        return sampler.draw(
-            rows.pieces, rows.piece_of, rows.indices, subset_keys=cell_keys, by_weight=by_weight,
-            mask_keys=mask_keys(keys, self._seed), max_genes=self.inputs.max_genes, mask_ratio=self._mask_ratio,
-        )
-
     def _draw_numpy(self, cells: Cells | CellTokens, keys: np.ndarray) -> sampler.Drawn:
         starts = np.asarray(cells.offsets)
         kept, offsets = draw_genes(
             cells.genes, cells.counts, starts, keys, seed=self._seed, max_genes=self.inputs.max_genes,
-            weighted_share=self._weighted_share, in_draw_order=self.inputs.order == "drawn",
+            weighted_share=self._law.weighted_share, in_draw_order=self.inputs.order == "drawn",
         )
         genes, counts = cells.genes[kept], cells.counts[kept]
         masked = np.zeros(len(genes), dtype=bool)
-        if self._mask_ratio:
-            masked = draw_mask(genes, offsets, keys, seed=self._seed, ratio=self._mask_ratio)
+        if self._law.mask_ratio:
+            masked = draw_mask(genes, offsets, keys, seed=self._seed, ratio=self._law.mask_ratio)
         positions = kept - np.repeat(starts[:-1], np.diff(offsets))
         totals = library_sizes(cells.counts, starts)
         return sampler.Drawn(genes, counts, log1p_counts(counts), masked, positions, offsets, totals)
@@ -127,6 +124,17 @@ class CellSampler:
             library_sizes=sampled.library_sizes[rows], cls_token=self._cls, pad_token=self._pad, pad_to=self.inputs.pad_to,
             samples=samples, cells=numbers,
         )
+
+    def make(self, cells: CellRows, samples: np.ndarray, numbers: np.ndarray) -> CellBatch:
+        """The batch of cells keyed by their sample numbers, int64 [B]: `draw` and `pack` in one."""
+        if self._at_once and cells.takes:
+            return make_cells(cells, self._law, cls_token=self._cls, samples=samples, cells=numbers)
+        return self.pack(self.draw(cells, samples), np.arange(len(cells)), samples, numbers)
+
+
+def _rows(cells: Cells | CellTokens) -> CellRows:
+    piece = Piece(cells.genes, cells.counts, cells.offsets)
+    return CellRows([piece], np.zeros(piece.n_cells, dtype=np.int64), np.arange(piece.n_cells))
 
 
 def decode(predictions: np.ndarray, sampled: Sampled, inputs: InputLaw) -> np.ndarray:

@@ -60,7 +60,8 @@ def draw_genes(
     offsets = np.asarray(offsets, dtype=np.int64)
     lengths = np.diff(offsets)
     keep = np.ones(len(genes), dtype=bool)
-    keys, by_weight = subset_keys(samples, seed, weighted_share)
+    keys = random.bits(random.key(seed, Stream.SUBSET), samples)
+    by_weight = random.below(random.bits(random.key(seed, Stream.SUBSET_LAW), samples), weighted_share)
     rank = np.zeros(len(genes) if in_draw_order else 0, dtype=np.uint64)  # short cells' genes are equal: they keep their order
     for cells in _blocks(np.flatnonzero(lengths > max_genes), lengths):
         first, end = cells[0], cells[-1] + 1
@@ -84,19 +85,8 @@ def draw_genes(
 
 def draw_mask(genes: np.ndarray, offsets: np.ndarray, samples: np.ndarray, *, seed: int, ratio: float) -> np.ndarray:
     """Which genes are masked, bool [N]: each with probability `ratio`, independently. Arguments as in `draw_genes`."""
-    keys = mask_keys(samples, seed)
+    keys = random.bits(random.key(seed, Stream.MASK), samples)
     return random.below(random.bits(np.repeat(keys, np.diff(offsets)), genes), ratio)
-
-
-def subset_keys(samples: np.ndarray, seed: int, weighted_share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Each cell's key of the genes drawn, uint64 [B], and whether they are drawn by weight, bool [B]."""
-    laws = random.bits(random.key(seed, Stream.SUBSET_LAW), samples)
-    return random.bits(random.key(seed, Stream.SUBSET), samples), random.below(laws, weighted_share)
-
-
-def mask_keys(samples: np.ndarray, seed: int) -> np.ndarray:
-    """Each cell's key of the genes masked, uint64 [B]."""
-    return random.bits(random.key(seed, Stream.MASK), samples)
 
 
 def _blocks(cells: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

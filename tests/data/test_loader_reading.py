@@ -23,7 +23,7 @@ def test_extents_are_read_once_an_epoch_and_dropped(world):
     with Loader(split, VOCABULARY, **OPTIONS | {"lanes": 4, "batch_cells": 20}, rank=0, world=world) as loader:
         for _ in range(200):  # two epochs
             next(loader)
-    assert split.most_held <= 2 * 4 / world
+    assert split.most_held <= 3 * 4 / world  # two groups, and what a window that is still made lies in
     reads = np.bincount(split.reads, minlength=40)
     assert reads.sum() <= (2 * 40 + 3 * 4) / world  # two epochs and the groups ahead
 

@@ -36,6 +36,15 @@ def cells_of(lengths, genes_dtype, counts_dtype, largest, equal, seed) -> CellTo
                       np.rint(counts).astype(counts_dtype), offsets, np.zeros(len(lengths)))
 
 
+def rows_of(cells) -> sampler.CellRows:
+    """The same cells in two pieces."""
+    middle = len(cells.offsets) // 2
+    halves = cells.offsets[: middle + 1], cells.offsets[middle:]
+    pieces = [sampler.Piece(cells.genes, cells.counts, offsets) for offsets in halves]
+    of_first = np.arange(len(cells.offsets) - 1) < middle
+    return sampler.CellRows(pieces, np.where(of_first, 0, 1), np.arange(len(of_first)) - np.where(of_first, 0, middle))
+
+
 def both(monkeypatch, make):
     """What `make` gives with the compiled sampler and without it."""
     compiled = make()
@@ -74,12 +83,15 @@ def test_the_same_bits_as_numpy(
         made = CellSampler(VOCABULARY, InputLaw(max_genes, **law), seed=seed, mask_ratio=mask_ratio,
                            weighted_share=weighted_share)
         drawn = made.draw(cells, samples)
-        return drawn, made.pack(drawn, rows, samples[rows], rows)
+        packed = made.pack(drawn, rows, samples[rows], rows)
+        return drawn, packed, made.make(rows_of(cells)[rows], samples[rows], rows)
 
     with pytest.MonkeyPatch.context() as patch:
         compiled, numpy = both(patch, make)
     assert_same(compiled[0], numpy[0])
     assert_same(compiled[1], numpy[1])
+    assert_same(compiled[2], numpy[1])
+    assert_same(numpy[2], numpy[1])
 
 
 def test_equal_words_keep_the_first():
@@ -98,16 +110,26 @@ def test_what_would_read_elsewhere_is_refused():
         with pytest.raises(ValueError, match="offsets must ascend"):
             sampler.Piece(genes, counts, np.array(offsets, dtype=np.int64))
     piece = sampler.Piece(genes, counts, np.array([0, 2, 3]))
-    options = {"subset_keys": np.zeros(1, np.uint64), "mask_keys": np.zeros(1, np.uint64), "by_weight": [False],
-               "max_genes": 5, "mask_ratio": 0.5}
     for piece_of, index in [(0, 2), (0, -1), (1, 0), (-1, 0)]:
         with pytest.raises(ValueError, match="outside"):
-            sampler.draw([piece], np.array([piece_of]), np.array([index]), **options)
+            sampler.CellRows([piece], np.array([piece_of]), np.array([index]))
     with pytest.raises(ValueError, match="one element a cell"):
-        sampler.draw([piece], np.zeros(2), np.zeros(2), **options)
-    wide = sampler.Piece(genes, counts.astype(np.float32), np.array([0, 3]))
-    with pytest.raises(ValueError, match="uint8, uint16 or uint32"):
-        sampler.draw([wide], np.array([0]), np.array([0]), **options)
+        sampler.CellRows([piece], np.zeros(2), np.zeros(1))
+    law = sampler.Law(1, 2, 0.5, 3, 0.5, max_genes=5)
+    rows = sampler.CellRows([piece], np.zeros(2), np.arange(2))
+    wide = sampler.CellRows([sampler.Piece(genes, counts.astype(np.float32), np.array([0, 3]))], np.zeros(1), np.zeros(1))
+    room = {"token_offsets": np.array([0, 3, 5]), "cls_token": 5, "masked_value": -1.0}
+    for draw in (sampler.draw, partial(sampler.make, **room)):
+        for keys in (np.zeros(1, np.int64), np.zeros(2, np.int32)):
+            with pytest.raises(ValueError, match="keys must be"):
+                draw(rows, keys, law)
+        with pytest.raises(ValueError, match="max_genes be at least 1"):
+            draw(rows, np.zeros(2, np.int64), law._replace(max_genes=0))
+        with pytest.raises(ValueError, match="uint8, uint16 or uint32"):
+            draw(wide, np.zeros(1, np.int64), law)
+    for offsets in ([1, 4, 6], [0, 2, 4], [0, 3], [0, 3, 6]):
+        with pytest.raises(ValueError, match="token_offsets must begin"):
+            sampler.make(rows, np.zeros(2, np.int64), law, **room | {"token_offsets": np.array(offsets)})
     arrays = genes, np.ones(3, np.float32), counts, np.zeros(3, bool)
     tokens = {"cls_token": 5, "pad_token": 6, "masked_value": -1.0}
     for start, length, end in [(1, 3, 4), (-1, 2, 3), (0, 3, 3), (0, 2, 2**31)]:
