@@ -6,6 +6,9 @@
 
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512VL__
+#include <immintrin.h>
+#endif
 
 #define GOLDEN 0x9E3779B97F4A7C15u
 #define WEIGHT_FLOOR 1e-5
@@ -48,6 +51,44 @@ static void widen(uint32_t *to, const void *from, int64_t bytes, int64_t n) {
         memcpy(to, from, 4 * n);
 }
 
+/* Those of n words that are from `low` to low + span, in their order, to `some`; their number. `some` may be `words`. */
+static int64_t keep_words(const uint64_t *words, int64_t n, uint64_t low, uint64_t span, uint64_t *some) {
+    int64_t i = 0, kept = 0;
+#ifdef __AVX512VL__
+    for (; i + 8 <= n; i += 8) {
+        __m512i own = _mm512_loadu_si512(words + i);
+        __mmask8 meant = _mm512_cmple_epu64_mask(_mm512_sub_epi64(own, _mm512_set1_epi64((long long)low)),
+                                                 _mm512_set1_epi64((long long)span));
+        _mm512_storeu_si512(some + kept, _mm512_maskz_compress_epi64(meant, own));
+        kept += __builtin_popcount(meant);
+    }
+#endif
+    for (; i < n; i++) {
+        uint64_t own = words[i];
+        some[kept] = own;
+        kept += own - low <= span;
+    }
+    return kept;
+}
+
+/* The positions of those of n words that are at most `last`; their number. `positions` has room for n. */
+static int64_t keep_positions(const uint64_t *words, int64_t n, uint64_t last, uint32_t *positions) {
+    int64_t i = 0, kept = 0;
+#ifdef __AVX512VL__
+    __m256i own = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+    for (; i + 8 <= n; i += 8, own = _mm256_add_epi32(own, _mm256_set1_epi32(8))) {
+        __mmask8 meant = _mm512_cmple_epu64_mask(_mm512_loadu_si512(words + i), _mm512_set1_epi64((long long)last));
+        _mm256_storeu_si256((__m256i *)(positions + kept), _mm256_maskz_compress_epi32(meant, own));
+        kept += __builtin_popcount(meant);
+    }
+#endif
+    for (; i < n; i++) {
+        positions[kept] = (uint32_t)i;
+        kept += words[i] <= last;
+    }
+    return kept;
+}
+
 /* The number-th smallest of n words, number >= 1; `some` has room for n. By buckets of equal width between the least and the
    greatest, then inside the bucket that holds it; a few words are counted out. */
 static uint64_t select_word(const uint64_t *words, int64_t n, int64_t number, uint64_t *some) {
@@ -67,13 +108,8 @@ static uint64_t select_word(const uint64_t *words, int64_t n, int64_t number, ui
         for (int64_t i = 0; i < n; i++) filled[(words[i] - least) >> shift]++;
         uint64_t bucket = 0;
         while (number > filled[bucket]) number -= filled[bucket++];
-        int64_t kept = 0;
-        for (int64_t i = 0; i < n; i++) {
-            uint64_t own = words[i];
-            some[kept] = own;
-            kept += (own - least) >> shift == bucket;
-        }
-        words = some, n = kept;
+        n = keep_words(words, n, least + (bucket << shift), ((uint64_t)1 << shift) - 1, some);
+        words = some;
     }
     for (int64_t i = 0;; i++) {
         int64_t below = 0, equal = 0;
@@ -89,28 +125,18 @@ static uint64_t select_uniform(const uint64_t *words, int64_t n, int64_t number,
     uint64_t about = (uint64_t)((double)number / (double)n * 0x1p64);
     uint64_t half = (uint64_t)3 << (63 - (63 - __builtin_clzll((uint64_t)n)) / 2); /* about 1.5 / sqrt(n), thrice its deviation */
     uint64_t low = about > half ? about - half : 0, high = about < UINT64_MAX - half ? about + half : UINT64_MAX;
-    int64_t below = 0, kept = 0;
+    int64_t below = 0, kept = keep_words(words, n, low, high - low, some);
     for (int64_t i = 0; i < n; i++) below += words[i] < low;
-    for (int64_t i = 0; i < n; i++) {
-        uint64_t own = words[i];
-        some[kept] = own;
-        kept += own - low <= high - low;
-    }
     if (number <= below || number > below + kept) return select_word(words, n, number, some);
     return select_word(some, kept, number - below, some);
 }
 
 /* The positions of the `number` smallest of n words, ascending, given the greatest of them; the first ones of equal words win. */
 static void smallest(const uint64_t *words, int64_t n, int64_t number, uint64_t last, uint32_t *positions) {
+    if (keep_positions(words, n, last, positions) == number) return;
     int64_t kept = 0, below = 0;
-    for (int64_t i = 0; i < n; i++) {
-        positions[kept] = (uint32_t)i;
-        kept += words[i] <= last;
-    }
-    if (kept == number) return;
     for (int64_t i = 0; i < n; i++) below += words[i] < last;
     int64_t equal = number - below;
-    kept = 0;
     for (int64_t i = 0; i < n && kept < number; i++) {
         positions[kept] = (uint32_t)i;
         if (words[i] < last) kept++;

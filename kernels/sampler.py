@@ -1,4 +1,4 @@
-"""The loader's sampler in C (sampler.c): genes of cells drawn, masked and looked up, batches packed and sorted, or both at once.
+"""The loader's sampler in C (sampler.c): genes of cells drawn, masked and looked up; batches packed and sorted; both at once.
 
 Its results have the same bits as the NumPy code in scbench.data (sampling, values, batch), which does the work where there is
 no C compiler, or where SCBENCH_SAMPLER=numpy says so; SCBENCH_SAMPLER=native makes a missing compiler an error (native.py).
@@ -259,18 +259,18 @@ def pack(
 
 
 def make(
-    cells: CellRows, keys: np.ndarray, law: Law, token_offsets: np.ndarray, *, cls_token: int, masked_value: float
-) -> tuple[Packed, np.ndarray]:
-    """`draw` and `pack` at once: the same bits; and all counts of each cell, int64 [B].
+    cells: CellRows, keys: np.ndarray, law: Law, *, cls_token: int, masked_value: float
+) -> tuple[Packed, np.ndarray, np.ndarray]:
+    """`draw` and `pack` at once, without pads: the same bits; where each cell's tokens start, and all its counts.
 
-    `token_offsets`, int64 [B+1], must leave just room for <cls> and the genes that are drawn.
+    The last two are int64 [B+1] and [B].
     """
     keys = _checked(cells, keys, law)
-    token_offsets = np.ascontiguousarray(token_offsets, dtype=np.int64)
-    tokens = np.minimum(cells.lengths, law.max_genes) + 1
-    if token_offsets[0] != 0 or not np.array_equal(np.diff(token_offsets), tokens) or token_offsets[-1] >= 2**31:
-        raise ValueError("token_offsets must begin at 0, leave room for <cls> and each cell's genes, and end below 2³¹")
+    token_offsets = np.zeros(len(cells) + 1, dtype=np.int64)
+    np.cumsum(np.minimum(cells.lengths, law.max_genes) + 1, out=token_offsets[1:])
     n_tokens, longest = int(token_offsets[-1]), int(cells.lengths.max(initial=0))
+    if n_tokens >= 2**31:
+        raise ValueError(f"{n_tokens} tokens are too many: less than 2³¹")
     packed = _room(n_tokens, n_tokens)
     sizes, totals = np.empty(2, dtype=np.int64), np.empty(len(cells), dtype=np.int64)
     library().make_batch(
@@ -280,7 +280,7 @@ def make(
     n_masked, n_queries = sizes.tolist()
     of_masked = "masked", "targets", "target_counts", "query_index", "query_order"
     shown = {name: getattr(packed, name)[:n_masked] for name in of_masked}
-    return packed._replace(query_genes=packed.query_genes[:n_queries], **shown), totals
+    return packed._replace(query_genes=packed.query_genes[:n_queries], **shown), token_offsets, totals
 
 
 def _room(n_tokens: int, n_masked: int) -> Packed:

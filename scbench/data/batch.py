@@ -168,10 +168,9 @@ def pack_cells(
 def make_cells(
     rows: sampler.CellRows, law: sampler.Law, *, cls_token: int, samples: np.ndarray, cells: np.ndarray
 ) -> CellBatch:
-    """The batch, without pads, of `rows` as `law` draws them, keyed by `samples`; the compiled sampler makes it in one pass."""
+    """The batch, without pads, of `rows` as `law` draws them, keyed by `samples`: one pass of the compiled sampler."""
+    packed, cell_offsets, totals = sampler.make(rows, samples, law, cls_token=cls_token, masked_value=MASKED_VALUE)
     lengths = np.minimum(rows.lengths, law.max_genes)
-    cell_offsets = np.concatenate([[0], np.cumsum(lengths + 1)])
-    packed, totals = sampler.make(rows, samples, law, cell_offsets, cls_token=cls_token, masked_value=MASKED_VALUE)
     return _batch(packed, cell_offsets, lengths, totals, samples, cells, resolved=cls_token != CLS)
 
 

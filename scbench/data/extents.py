@@ -59,5 +59,6 @@ class ExtentCache:
 
     def rows(self, extents: np.ndarray, indices: np.ndarray) -> CellRows:
         """Cells, each given by its extent (held) and its number in it; int64 [n] both."""
-        first = np.diff(extents, prepend=-1) != 0  # of a run: cells of one extent mostly come together
+        first = np.ones(len(extents), dtype=bool)  # of a run: cells of one extent mostly come together
+        np.not_equal(extents[1:], extents[:-1], out=first[1:])
         return CellRows([self._held[extent] for extent in extents[first].tolist()], np.cumsum(first) - 1, indices)

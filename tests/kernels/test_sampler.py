@@ -118,8 +118,7 @@ def test_what_would_read_elsewhere_is_refused():
     law = sampler.Law(1, 2, 0.5, 3, 0.5, max_genes=5)
     rows = sampler.CellRows([piece], np.zeros(2), np.arange(2))
     wide = sampler.CellRows([sampler.Piece(genes, counts.astype(np.float32), np.array([0, 3]))], np.zeros(1), np.zeros(1))
-    room = {"token_offsets": np.array([0, 3, 5]), "cls_token": 5, "masked_value": -1.0}
-    for draw in (sampler.draw, partial(sampler.make, **room)):
+    for draw in (sampler.draw, partial(sampler.make, cls_token=5, masked_value=-1.0)):
         for keys in (np.zeros(1, np.int64), np.zeros(2, np.int32)):
             with pytest.raises(ValueError, match="keys must be"):
                 draw(rows, keys, law)
@@ -127,9 +126,6 @@ def test_what_would_read_elsewhere_is_refused():
             draw(rows, np.zeros(2, np.int64), law._replace(max_genes=0))
         with pytest.raises(ValueError, match="uint8, uint16 or uint32"):
             draw(wide, np.zeros(1, np.int64), law)
-    for offsets in ([1, 4, 6], [0, 2, 4], [0, 3], [0, 3, 6]):
-        with pytest.raises(ValueError, match="token_offsets must begin"):
-            sampler.make(rows, np.zeros(2, np.int64), law, **room | {"token_offsets": np.array(offsets)})
     arrays = genes, np.ones(3, np.float32), counts, np.zeros(3, bool)
     tokens = {"cls_token": 5, "pad_token": 6, "masked_value": -1.0}
     for start, length, end in [(1, 3, 4), (-1, 2, 3), (0, 3, 3), (0, 2, 2**31)]:
