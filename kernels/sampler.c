@@ -123,7 +123,8 @@ static uint64_t select_word(const uint64_t *words, int64_t n, int64_t number, ui
 static uint64_t select_uniform(const uint64_t *words, int64_t n, int64_t number, uint64_t *some) {
     if (n <= FEW) return select_word(words, n, number, some);
     uint64_t about = (uint64_t)((double)number / (double)n * 0x1p64);
-    uint64_t half = (uint64_t)3 << (63 - (63 - __builtin_clzll((uint64_t)n)) / 2); /* about 1.5 / sqrt(n), thrice its deviation */
+    int root = (63 - __builtin_clzll((uint64_t)n)) / 2;
+    uint64_t half = (uint64_t)3 << (63 - root); /* at least 1.5 / sqrt(n) of all words: three deviations of its place */
     uint64_t low = about > half ? about - half : 0, high = about < UINT64_MAX - half ? about + half : UINT64_MAX;
     int64_t below = 0, kept = keep_words(words, n, low, high - low, some);
     for (int64_t i = 0; i < n; i++) below += words[i] < low;
@@ -131,7 +132,7 @@ static uint64_t select_uniform(const uint64_t *words, int64_t n, int64_t number,
     return select_word(some, kept, number - below, some);
 }
 
-/* The positions of the `number` smallest of n words, ascending, given the greatest of them; the first ones of equal words win. */
+/* The positions of the `number` smallest of n words, ascending, `last` being the greatest; the first of equal words win. */
 static void smallest(const uint64_t *words, int64_t n, int64_t number, uint64_t last, uint32_t *positions) {
     if (keep_positions(words, n, last, positions) == number) return;
     int64_t kept = 0, below = 0;
@@ -215,8 +216,9 @@ static void fetch(struct stored *cell) {
 }
 
 /* Genes and counts of cell number `cell`, and the positions of those that are kept, whose number is returned. */
-static int64_t draw_cell(const struct piece *pieces, const int64_t *piece_of, const int64_t *indices, int64_t n_cells, int64_t cell,
-                         uint64_t sample, const struct law *law, const double *log1p, struct room room, uint64_t *total) {
+static int64_t draw_cell(const struct piece *pieces, const int64_t *piece_of, const int64_t *indices, int64_t n_cells,
+                         int64_t cell, uint64_t sample, const struct law *law, const double *log1p, struct room room,
+                         uint64_t *total) {
     struct stored here = find(pieces + piece_of[cell], indices[cell]), next = {0};
     if (cell + 1 < n_cells) next = find(pieces + piece_of[cell + 1], indices[cell + 1]);
     int64_t n = here.n;
@@ -283,7 +285,7 @@ static const uint64_t *sort_positions(const int32_t *genes, int64_t n, int32_t *
     uint64_t low = ((uint64_t)1 << width) - 1;
     *least = lowest;
     for (int step = 0; step < steps; step++) {
-        uint32_t place[2][1 << DIGIT_BITS], before = 0; /* two, as neighbours often have one digit, and would wait for each other */
+        uint32_t place[2][1 << DIGIT_BITS], before = 0; /* two: neighbours often have one digit, and would wait for each other */
         memset(place[0], 0, sizeof **place << width);
         memset(place[1], 0, sizeof **place << width);
         for (int64_t i = 0; i < n; i++) place[i & 1][((uint32_t)genes[i] - (uint32_t)lowest) >> step * width & low]++;
@@ -409,5 +411,6 @@ void make_batch(const struct piece *pieces, const int64_t *piece_of, const int64
         }
     }
     sizes[0] = n_masked;
-    sizes[1] = put_in_order(genes, token_offsets[n_cells], masked, n_masked, scratch, query_genes, query_index, query_order, gene_order);
+    sizes[1] = put_in_order(genes, token_offsets[n_cells], masked, n_masked, scratch,
+                            query_genes, query_index, query_order, gene_order);
 }

@@ -102,7 +102,7 @@ class CellRows:
         """Some of the cells: int64, their numbers among these."""
         some = object.__new__(CellRows)
         some.__dict__.update(self.__dict__)
-        some._piece_of, some._indices, some.lengths = self._piece_of[rows], self._indices[rows], self.lengths[rows]
+        some._piece_of, some._indices, some.lengths = (x.take(rows) for x in (self._piece_of, self._indices, self.lengths))
         return some
 
     def copied(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -34,7 +34,7 @@ class Cells(NamedTuple):
 
 
 class ExtentCache:
-    """Holds the extents that it was told to read until it is told to drop them; `rows` hold theirs for longer."""
+    """Holds the extents that it was told to read until it is told to drop them; `rows` go on holding theirs."""
 
     def __init__(self, split: SplitReader) -> None:
         self._split = split
