@@ -39,7 +39,10 @@ class GatherTask:
 
 def gather(task: GatherTask) -> dict:
     """Do a task. Facts: the shards written (ShardInfo fields), duplicates of each source, kept cells of each source."""
-    return finished_part(task.part, lambda directory: _gather(task, directory))
+    facts = finished_part(task.part, lambda directory: _gather(task, directory))
+    for pool in (pa.default_memory_pool(), pa.system_memory_pool()):  # the second is malloc's
+        pool.release_unused()  # else a process would grow with the buckets that it has done
+    return facts
 
 
 def _gather(task: GatherTask, directory: Path) -> dict:
