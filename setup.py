@@ -25,7 +25,7 @@ setup(
         "scbench.ds_configs",
     ],
     package_dir={"scbench": "scbench", "scbench.kernels": "kernels", "scbench.ds_configs": "ds_configs"},
-    package_data={"scbench.data": ["gene_table/*"], "scbench.ds_configs": ["*.json"]},
+    package_data={"scbench.data": ["gene_table/*"], "scbench.kernels": ["*.c"], "scbench.ds_configs": ["*.json"]},
     install_requires=[
         "torch>=2.13,<2.14",
         "triton==3.7.1; platform_system == 'Linux'",
@@ -35,6 +35,7 @@ setup(
         "pandas>=2.2,<4",
         "h5py>=3.11,<4",
         "anndata>=0.12,<0.13",
+        "zarr>=3.1,<4",
         "tensorstore>=0.1.86,<0.2",
         "google-crc32c>=1.6,<2",
         "pyarrow>=18",
@@ -49,7 +50,7 @@ setup(
     extras_require={
         "demo": ["scanpy>=1.11,<2"],
         "census": ["cellxgene-census>=1.17,<2"],  # for census: inputs of prepare
-        "cuda": ["flash-attn>=2.8.3,<2.9"],  # builds against an installed torch; nothing here uses it yet
+        "cuda": ["flash-attn>=2.8.3,<2.9"],  # attention in bf16 on CUDA; builds against an installed torch
         "test": ["pytest>=8", "hypothesis>=6", "scanpy>=1.11,<2", "ruff==0.17.6"],
     },
     entry_points={"console_scripts": ["scbench=scbench.cli:run"]},

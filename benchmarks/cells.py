@@ -38,7 +38,7 @@ def load_batches(options: Options, number: int) -> tuple[Vocabulary, list[CellBa
 def synthetic_batch(options: Options, vocabulary: Vocabulary, number: int) -> CellBatch:
     """Batch `number`: raw counts of synthetic cells, then the loader's own sampling, masking and packing."""
     samples = np.arange(number * options.batch_cells, (number + 1) * options.batch_cells)
-    cells = [_raw_cell(options, vocabulary.size - 3, sample) for sample in samples.tolist()]
+    cells = [raw_cell(options, vocabulary.size - 3, sample) for sample in samples.tolist()]
     genes, counts = (np.concatenate(arrays) for arrays in zip(*cells, strict=True))
     offsets = np.concatenate([[0], np.cumsum([len(g) for g, _ in cells])])
     kept, offsets = draw_genes(
@@ -49,7 +49,7 @@ def synthetic_batch(options: Options, vocabulary: Vocabulary, number: int) -> Ce
     return CellBatch.pack(genes, values, offsets, masked, cls_token=vocabulary.cls, samples=samples, cells=samples)
 
 
-def _raw_cell(options: Options, n_genes: int, sample: int) -> tuple[np.ndarray, np.ndarray]:
+def raw_cell(options: Options, n_genes: int, sample: int) -> tuple[np.ndarray, np.ndarray]:
     """(ascending token ids, counts) of one cell; the first words of its key give its length, the others genes and counts."""
     key = random.key(options.seed, random.Stream.SHUFFLE, sample)
     normal = ndtri(random.uniform(random.bits(key, 0)))

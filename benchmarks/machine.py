@@ -52,12 +52,15 @@ def peak_bytes() -> int | None:
 
     VmHWM, not getrusage: the latter starts from the parent's peak.
     """
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident_bytes("VmHWM")
+
+
+def resident_bytes(field: str = "VmRSS") -> int | None:
+    """This process's resident memory now, or its peak ("VmHWM"); None where it is not known."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
-    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(f"{field}:"))
 
 
 def describe() -> dict[str, str | int]:

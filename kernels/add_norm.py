@@ -32,11 +32,11 @@ if backend.HAS_TRITON:
     import triton
     import triton.language as tl
 
-    from scbench.kernels.random import bits_triton
+    from scbench.kernels.random_triton import bits_triton
 
     @triton.jit
     def _keep(token_keys, threshold, D_BLOCK: tl.constexpr):
-        """random.keep_triton of all columns of some tokens, with one hash a word: bool [tokens, D_BLOCK]."""
+        """random_triton.keep_triton of all columns of some tokens, with one hash a word: bool [tokens, D_BLOCK]."""
         word = bits_triton(token_keys[:, None], tl.arange(0, D_BLOCK // 4)[None, :])
         even = tl.join(word & 0xFFFF, (word >> 32) & 0xFFFF)
         odd = tl.join((word >> 16) & 0xFFFF, (word >> 48) & 0xFFFF)

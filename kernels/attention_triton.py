@@ -40,7 +40,7 @@ import triton.language as tl
 from torch import Tensor
 
 from scbench.kernels import backend, random
-from scbench.kernels.random import keep_triton
+from scbench.kernels.random_triton import keep_triton
 from scbench.kernels.row_tiles import accumulator, triton_accumulator
 
 LOG2E = tl.constexpr(math.log2(math.e))

@@ -1,4 +1,4 @@
-"""One counter-based generator for every random choice: splitmix64, bit-identical in NumPy, torch and Triton.
+"""One counter-based generator for every random choice: splitmix64, bit-identical in NumPy, torch and random_triton.py.
 
 A 64-bit *key* names a stream of 64-bit words; word number `counter` is
 
@@ -10,7 +10,6 @@ of one sample. There is no state: any word can be had at any time, on any device
 """
 
 from enum import IntEnum
-from importlib.util import find_spec
 
 import numpy as np
 
@@ -133,27 +132,3 @@ def keep_torch(token_keys, columns: int, probability: float):
     words = bits_torch(token_keys[:, None], torch.arange(-(-columns // 4), device=token_keys.device))
     lanes = words.view(torch.int16)  # little-endian: lane 0 is the low 16 bits
     return lanes[:, :columns] >= keep_threshold(probability)
-
-
-# --- Triton --------------------------------------------------------------------------------------------------------
-
-if find_spec("triton") is not None:
-    import triton
-    import triton.language as tl
-
-    _GOLDEN, _MIX1, _MIX2 = tl.constexpr(GOLDEN), tl.constexpr(MIX1), tl.constexpr(MIX2)
-
-    @triton.jit
-    def bits_triton(key, counter):
-        """The same words as uint64 blocks."""
-        z = (counter.to(tl.uint64) + 1) * _GOLDEN + key.to(tl.uint64)
-        z = (z ^ (z >> 30)) * _MIX1
-        z = (z ^ (z >> 27)) * _MIX2
-        return z ^ (z >> 31)
-
-    @triton.jit
-    def keep_triton(token_key, column, threshold):
-        """Dropout decisions of one token for a block of columns; `threshold` from keep_threshold."""
-        word = bits_triton(token_key, column // 4)
-        lane = ((word >> ((column % 4) * 16).to(tl.uint64)) & 0xFFFF).to(tl.uint16).to(tl.int16, bitcast=True)
-        return lane.to(tl.int32) >= threshold

@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "prepare": "scbench.data.prepare",
+    "merge": "scbench.data.merge",
     "Store": "scbench.data.store",
     "Vocabulary": "scbench.data.vocabulary",
     "CellBatch": "scbench.data.batch",

@@ -15,6 +15,7 @@ from scbench.errors import UserError
 
 VERBS = {  # config of the verb → the function that runs it
     config.PrepareConfig: "scbench.data.prepare:run_prepare",
+    config.MergeConfig: "scbench.data.merge:run_merge",
     config.InfoConfig: "scbench.data.inspect:run_info",
     config.VerifyConfig: "scbench.data.inspect:run_verify",
     config.PretrainConfig: "scbench.training.pretrain:run_pretrain",
@@ -36,6 +37,7 @@ def parse(arguments: list[str]) -> config.Common:
     app = SubcommandApp()
     app.command(config.DemoConfig, name="demo")
     app.command(config.PrepareConfig, name="prepare")
+    app.command(config.MergeConfig, name="merge")
     app.command(config.InfoConfig, name="info")
     app.command(config.VerifyConfig, name="verify")
     app.command(config.PretrainConfig, name="pretrain")
@@ -52,7 +54,7 @@ def parse(arguments: list[str]) -> config.Common:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one verb. Exit codes: 0 done, 1 another rank died, 2 the user's input is wrong, 75 saved in time and to be gone on
-    with (training/stopping.py), 130 interrupted, 143 stopped by SIGTERM."""
+    with (training/stopping.py), 130 interrupted, 141 nobody reads the output, 143 stopped by SIGTERM."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and re.fullmatch(r"--local[-_]rank=\d+", arguments[0]):
         arguments = arguments[1:]  # the deepspeed launcher puts it before the verb; LOCAL_RANK says the same
@@ -70,6 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
         print(f"scbench: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # whoever read the output, `| head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the last flush would fail again
+        raise SystemExit(141) from None
     except OSError as error:  # a verb that can say more (prepare, pretrain) has said it
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS) or "--debug" in arguments:
             raise

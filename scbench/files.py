@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import google_crc32c
+
 from scbench.errors import UserError
 
 
@@ -48,20 +50,25 @@ def published_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def published_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory beside `path`; on success every file in it is synced and it is renamed to `path`."""
+def published_directory(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`; on success every file in it is synced and it is renamed to `path`.
+
+    `durable` false: nothing is synced, because files that a power cut damaged will be found out and made again.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _partial(path)
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            sync(file)
+        if durable:
+            for file in temporary.rglob("*"):
+                sync(file)
         if path.is_dir():
             path.rmdir()  # only an empty directory can be in the way: refuse_existing saw to that
         os.replace(temporary, path)
-        sync(path.parent)
+        if durable:
+            sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -73,6 +80,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """SHA-256 of a file, hexadecimal; of a directory, that of the lines `sha256sum` prints of its files, sorted by name."""
+    if path.is_dir():
+        files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        listing = "".join(f"{sha256(path / file)}  {file}\n" for file in files)
+        return hashlib.sha256(listing.encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def crc32c(path: Path) -> int:
+    """CRC-32C of a file: tells damage, not intent, in a seventh of the time of SHA-256."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            checksum = google_crc32c.extend(checksum, block)
+    return checksum

@@ -1,7 +1,10 @@
 """Bad input through the command line: exit code 2, one clear sentence, and nothing left that looks whole."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import anndata
 import numpy as np
@@ -210,3 +213,13 @@ def test_real_anndata_survives(tmp_path, cells):
     path = write(cells, tmp_path / "cells.h5ad")
     main(["prepare", str(path), "-o", str(tmp_path / "store"), "--workers", "1"])
     assert anndata.read_h5ad(path).shape == (40, 60)
+
+
+def test_output_that_nobody_reads_is_no_traceback(small_store):
+    """As in `scbench info STORE | head -0`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "scbench", "info", str(small_store)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -78,3 +78,11 @@ def test_the_kernels_page_shows_what_was_counted():
         if row["op"] in THIRD_OF_EAGER or (row["op"], row["direction"]) == ("gene_value_embedding", "forward"):
             assert row["bytes_moved"] <= row["bytes_eager"] / 3, row
     assert all(row["spills"] == 0 and row["shared_bytes"] <= row["shared_limit"] for row in compiled)
+
+
+def test_the_data_page_shows_what_was_measured():
+    """Its tables are those that the script makes of the numbers in docs/results."""
+    command = [sys.executable, ROOT / "benchmarks" / "data_tables.py", ROOT / "docs" / "results"]
+    tables = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert len(tables.splitlines()) > 80
+    assert not set(tables.splitlines()) - set((ROOT / "docs" / "data.md").read_text(encoding="utf-8").splitlines())

@@ -5,7 +5,7 @@ Nothing here imports torch, so `scbench --help` answers at once.
 
 from scbench.config.common import Common
 from scbench.config.comparison import CompareConfig
-from scbench.config.data import InfoConfig, PrepareConfig, VerifyConfig
+from scbench.config.data import Fractional, InfoConfig, MergeConfig, PrepareConfig, VerifyConfig
 from scbench.config.evaluation import ClassificationConfig, DemoConfig, EmbedConfig, EvaluateConfig
 from scbench.config.export import ExportConfig
 from scbench.config.model import (
@@ -34,9 +34,11 @@ __all__ = [
     "EmbedConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "Fractional",
     "ImportReferenceConfig",
     "InfoConfig",
     "InputLaw",
+    "MergeConfig",
     "ModelConfig",
     "PlanConfig",
     "PrepareConfig",

@@ -9,16 +9,17 @@ from tyro.conf import Positional
 from scbench.config.common import Common, Output
 from scbench.errors import UserError
 
+Fractional = Literal["refuse", "round", "keep"]
 Preset = Literal["heart", "blood", "brain", "lung", "kidney", "intestine", "pancreas", "others", "pan-cancer"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig(Common):
-    """Turn h5ad files or a census into a shard store: raw counts on one vocabulary, deduplicated, split and shuffled."""
+    """Turn files of cells or a census into a shard store: raw counts on one vocabulary, deduplicated, split and shuffled."""
 
     inputs: Positional[tuple[str, ...]]
-    """h5ad files with raw counts, the reference's parquet files or directories of them, or the CELLxGENE Census: census: (the
-    release of 2025-01-30), census:VERSION or census:URI."""
+    """h5ad files, zarr stores or 10x Genomics HDF5 files with raw counts, the reference's parquet files, directories of these,
+    or the CELLxGENE Census: census: (the release of 2025-01-30), census:VERSION or census:URI."""
     output: Output
     """The store to make (a directory that does not exist yet)."""
     vocabulary: Path | None = None
@@ -29,6 +30,13 @@ class PrepareConfig(Common):
     """Where the raw counts are: X, raw, or the name of a layer; by default layers["counts"], raw and X are tried."""
     recover_counts: bool = False
     """Bring counts back from log-normalised values."""
+    fractional: Fractional = "refuse"
+    """What becomes of counts that are not whole: an error, the nearest whole number (half to even), or kept as they are."""
+    skip_bad_sources: bool = False
+    """Leave an input, or a dataset of a census, out, and say so, if it cannot be read, holds no raw counts, or matches too
+    little."""
+    licence: str | None = None
+    """The licence of all inputs that name none themselves, for the store's manifest."""
     split: str = ".9,.05,.05"
     """Shares of cells for training, validation and test."""
     split_by: tuple[str, ...] = ()
@@ -47,6 +55,8 @@ class PrepareConfig(Common):
     """Drop cells with fewer expressed genes (in the vocabulary)."""
     workers: int | None = None
     """Processes; by default one per core."""
+    part: str | None = None
+    """i/n, like 3/8: prepare the i-th of n shares of the cells, for one of n jobs; `scbench merge` joins what they make."""
 
     def split_shares(self) -> tuple[float, float, float]:
         """The three shares; UserError unless they are non-negative, sum to 1 and leave something to train on."""
@@ -57,6 +67,16 @@ class PrepareConfig(Common):
         if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6 or shares[0] == 0:
             raise UserError(f"--split {self.split!r} is not three shares that sum to 1, like .9,.05,.05.")
         return shares
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig(Common):
+    """Join the stores that `scbench prepare --part 1/n` … `--part n/n` made into one, without copying them."""
+
+    parts: Positional[tuple[Path, ...]]
+    """The stores of all n parts."""
+    output: Output
+    """The store to make (a directory that does not exist yet), on the same file system."""
 
 
 @dataclass(frozen=True, kw_only=True)

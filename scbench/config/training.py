@@ -98,6 +98,8 @@ class PretrainConfig(Common):
     """The device's best rate, of which MFU is a share; by default from NVIDIA's data sheets."""
     lanes: int | None = None
     """Extents that are read side by side and mixed; by default min(64, extents, batch)."""
+    loader_workers: int = 0
+    """Processes a rank that read and draw cells; 0: threads of the rank do it. They change no batch."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
@@ -114,6 +116,8 @@ class PretrainConfig(Common):
         for name, value in {**positive, **{k: v for k, v in optional.items() if v is not None}}.items():
             if value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1.")
+        if self.loader_workers < 0:
+            raise UserError(f"--loader-workers is {self.loader_workers}: it must not be negative.")
         if self.epochs is not None and self.epochs <= 0:
             raise UserError(f"--epochs is {self.epochs}: it must be positive.")
         if not 0 < self.mask_ratio < 1:

@@ -10,6 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from scbench.data.cells import wide
+from scbench.kernels import sampler
+
 MASKED_VALUE = -1.0  # what the value MLP sees at a masked gene; log1p counts are never negative
 CLS, PAD = -1, -2  # what a batch for any model holds: it replaces them by its own <cls> and <pad>
 
@@ -21,7 +24,7 @@ class CellBatch(NamedTuple):
     values: torch.Tensor  # float32 [T], log1p counts (or what the model's inputs are); 0 at <cls>, MASKED_VALUE where masked
     masked: torch.Tensor  # int32 [M], positions in T, ascending
     targets: torch.Tensor  # float32 [M], the true values there
-    target_counts: torch.Tensor  # int64 [M], the raw counts there
+    target_counts: torch.Tensor  # int64 [M] (float64 if they are kept fractional), the raw counts there
     cell_offsets: torch.Tensor  # int32 [B+1], where each cell's tokens start
     lengths: torch.Tensor  # int32 [B], each cell's tokens without its pads, which come last
     max_tokens: int  # the longest cell's tokens, pads included
@@ -71,7 +74,7 @@ class CellBatch(NamedTuple):
         masked
             bool [N]; nothing is masked by default.
         counts, library_sizes
-            int [N] and float [B]: raw counts and each cell's total; by default those that log1p values mean.
+            int or float [N] and float [B]: raw counts and each cell's total; by default those that log1p values mean.
         cls_token, pad_token
             The vocabulary's `<cls>` and `<pad>`; by default CLS and PAD, which a model replaces by its own.
         pad_to
@@ -97,39 +100,12 @@ class CellBatch(NamedTuple):
             counts = np.rint(np.expm1(np.asarray(values, dtype=np.float64))).astype(np.int64)
         if library_sizes is None:
             library_sizes = np.bincount(np.repeat(np.arange(n_cells), n_genes), weights=counts, minlength=n_cells)
-        tokens = n_genes + 1 if pad_to is None else np.full(n_cells, pad_to + 1)
-        cell_offsets = np.concatenate([[0], np.cumsum(tokens)])
-        gene_positions = np.arange(len(genes)) + np.repeat(cell_offsets[:-1] + 1 - offsets[:-1], n_genes)
-        packed_genes = np.full(cell_offsets[-1], pad_token, dtype=np.int32)
-        packed_genes[cell_offsets[:-1]] = cls_token
-        packed_genes[gene_positions] = genes
-        packed_values = np.zeros(len(packed_genes), dtype=np.float32)
-        packed_values[gene_positions] = values
-        hidden = np.zeros(len(genes), dtype=bool) if masked is None else masked
-        positions = gene_positions[hidden]
-        targets = packed_values[positions]
-        packed_values[positions] = MASKED_VALUE
-        query_genes, query_index, query_order = _queries(packed_genes[positions])
         default = np.arange(n_cells)
-        int32 = np.int32
-        return cls(
-            genes=torch.from_numpy(packed_genes),
-            values=torch.from_numpy(packed_values),
-            masked=torch.from_numpy(positions.astype(int32)),
-            targets=torch.from_numpy(targets),
-            target_counts=torch.from_numpy(np.asarray(counts)[hidden].astype(np.int64)),
-            cell_offsets=torch.from_numpy(cell_offsets.astype(int32)),
-            lengths=torch.from_numpy((n_genes + 1).astype(int32)),
-            max_tokens=int(tokens.max(initial=1)),
-            library_sizes=torch.from_numpy(np.asarray(library_sizes).astype(np.float32)),
-            samples=torch.from_numpy(np.array(default if samples is None else samples).astype(np.int64)),
-            cells=torch.from_numpy(np.array(default if cells is None else cells).astype(np.int64)),
-            query_genes=torch.from_numpy(query_genes),
-            query_index=torch.from_numpy(query_index),
-            query_order=torch.from_numpy(query_order.astype(int32)),
-            gene_order=torch.from_numpy(_stable_order(packed_genes).astype(int32)),
-            resolved=cls_token != CLS and (pad_to is None or pad_token != PAD),
-            denominator=torch.tensor(float(len(positions))),
+        masked = np.zeros(len(genes), dtype=bool) if masked is None else masked
+        return pack_cells(
+            np.asarray(genes), np.asarray(values), np.asarray(counts), masked, offsets[:-1], n_genes,
+            library_sizes=library_sizes, cls_token=cls_token, pad_token=pad_token,
+            pad_to=pad_to, samples=default if samples is None else samples, cells=default if cells is None else cells,
         )
 
     @classmethod
@@ -158,6 +134,102 @@ class CellBatch(NamedTuple):
             None if masked is None else join(masked, bool),
             **options,
         )
+
+
+def pack_cells(
+    genes: np.ndarray,
+    values: np.ndarray,
+    counts: np.ndarray,
+    masked: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    *,
+    library_sizes: np.ndarray,
+    cls_token: int,
+    pad_token: int,
+    pad_to: int | None,
+    samples: np.ndarray,
+    cells: np.ndarray,
+) -> CellBatch:
+    """`CellBatch.pack` of some of the cells, unchecked: cell i is lengths[i] genes from starts[i] on; int64 [B] both."""
+    tokens = lengths + 1 if pad_to is None else np.full(len(lengths), pad_to + 1)
+    cell_offsets = np.concatenate([[0], np.cumsum(tokens)])
+    native = sampler.library() is not None and sampler.takes(genes) and sampler.takes(counts)
+    packed = (sampler.pack if native else _pack_numpy)(
+        genes, values, counts, masked, starts, lengths, cell_offsets,
+        cls_token=cls_token, pad_token=pad_token, masked_value=MASKED_VALUE,
+    )
+    return _batch(
+        packed, cell_offsets, lengths, library_sizes, samples, cells,
+        resolved=cls_token != CLS and (pad_to is None or pad_token != PAD),
+    )
+
+
+def make_cells(
+    rows: sampler.CellRows, law: sampler.Law, *, cls_token: int, samples: np.ndarray, cells: np.ndarray
+) -> CellBatch:
+    """The batch, without pads, of `rows` as `law` draws them, keyed by `samples`: one pass of the compiled sampler."""
+    packed, cell_offsets, totals = sampler.make(rows, samples, law, cls_token=cls_token, masked_value=MASKED_VALUE)
+    lengths = np.minimum(rows.lengths, law.max_genes)
+    return _batch(packed, cell_offsets, lengths, totals, samples, cells, resolved=cls_token != CLS)
+
+
+def _batch(
+    packed: sampler.Packed,
+    cell_offsets: np.ndarray,
+    lengths: np.ndarray,
+    library_sizes: np.ndarray,
+    samples: np.ndarray,
+    cells: np.ndarray,
+    *,
+    resolved: bool,
+) -> CellBatch:
+    return CellBatch(
+        **{name: torch.from_numpy(array) for name, array in packed._asdict().items()},
+        cell_offsets=torch.from_numpy(cell_offsets.astype(np.int32)),
+        lengths=torch.from_numpy((lengths + 1).astype(np.int32)),
+        max_tokens=int(np.diff(cell_offsets).max(initial=1)),
+        library_sizes=torch.from_numpy(np.asarray(library_sizes).astype(np.float32)),
+        samples=torch.from_numpy(np.array(samples).astype(np.int64)),
+        cells=torch.from_numpy(np.array(cells).astype(np.int64)),
+        resolved=resolved,
+        denominator=torch.tensor(float(len(packed.masked))),
+    )
+
+
+def _pack_numpy(
+    genes: np.ndarray,
+    values: np.ndarray,
+    counts: np.ndarray,
+    masked: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    token_offsets: np.ndarray,
+    *,
+    cls_token: int,
+    pad_token: int,
+    masked_value: float,
+) -> sampler.Packed:
+    """What `sampler.pack` does, for counts of any dtype."""
+    before = np.cumsum(lengths) - lengths
+    if len(genes) != lengths.sum() or not np.array_equal(starts, before):
+        chosen = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+        genes, values, counts, masked = genes[chosen], values[chosen], counts[chosen], masked[chosen]
+    gene_positions = np.arange(len(genes)) + np.repeat(token_offsets[:-1] + 1 - before, lengths)
+    packed_genes = np.full(token_offsets[-1], pad_token, dtype=np.int32)
+    packed_genes[token_offsets[:-1]] = cls_token
+    packed_genes[gene_positions] = genes
+    packed_values = np.zeros(len(packed_genes), dtype=np.float32)
+    packed_values[gene_positions] = values
+    hidden = np.flatnonzero(masked)
+    positions = gene_positions[hidden]
+    targets = packed_values[positions]
+    packed_values[positions] = masked_value
+    query_genes, query_index, query_order = _queries(packed_genes[positions])
+    return sampler.Packed(
+        packed_genes, packed_values, positions.astype(np.int32), targets, wide(counts[hidden]),
+        query_genes, query_index, query_order.astype(np.int32), _stable_order(packed_genes).astype(np.int32),
+    )
 
 
 def _stable_order(genes: np.ndarray) -> np.ndarray:

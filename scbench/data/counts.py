@@ -8,9 +8,11 @@ from scbench.data.cells import MAX_COUNT
 
 INEXACT_DISTANCE = 0.1  # a recovered value farther than this from an integer is inexact
 INEXACT_SHARE = 0.005  # more of them than this and the values are not log1p of scaled counts
-
-
 EXACT_COUNT = 300_000  # up to here, log1p in float32 tells every whole number from the next
+
+
+FRACTIONAL = "fractional values"
+TAKE_FRACTIONAL = "; if they are counts all the same, take them with --fractional round or keep"
 
 
 class Problem(NamedTuple):
@@ -35,7 +37,7 @@ def find_problem(values: np.ndarray) -> Problem | None:
         ("NaN", np.isnan(wide)),
         ("infinite values", np.isinf(wide)),
         ("negative values", wide < 0),
-        ("fractional values", wide != np.rint(wide)),
+        (FRACTIONAL, wide != np.rint(wide)),
         ("values over 2³²−1", wide > MAX_COUNT),
     ):
         if bad.any():
@@ -44,7 +46,7 @@ def find_problem(values: np.ndarray) -> Problem | None:
     raise AssertionError("values failed the integer test for no reason")
 
 
-def undo_log1p(values: np.ndarray) -> tuple[np.ndarray, Problem | None]:
+def undo_log1p(values: np.ndarray, fractional: bool = False) -> tuple[np.ndarray, Problem | None]:
     """Counts from log1p(count) in float32 or float64, and what is wrong with the values if they are no such thing.
 
     A value is accepted if its expm1 lies as near to a whole number c as float32 storage leaves it: within
@@ -54,6 +56,8 @@ def undo_log1p(values: np.ndarray) -> tuple[np.ndarray, Problem | None]:
     ----------
     values
         Numbers [n].
+    fractional
+        Give expm1 of a value that is not accepted, instead of calling it a problem.
 
     Returns
     -------
@@ -64,11 +68,15 @@ def undo_log1p(values: np.ndarray) -> tuple[np.ndarray, Problem | None]:
         scaled = np.expm1(wide)
         counts = np.rint(scaled)
         too_far = np.abs(scaled - counts) > 1e-3 + 2 * (counts + 1) * np.log1p(counts) * 2.0**-24
+        too_far &= counts <= EXACT_COUNT
+    if fractional:
+        counts = np.where(too_far, scaled, counts)
+        too_far[:] = False
     for reason, bad in (
         ("NaN", np.isnan(wide)),
         ("negative values", wide < 0),
         ("values over log1p(2³²−1)", counts > MAX_COUNT),
-        ("values whose expm1 is no whole number", too_far & (counts <= EXACT_COUNT)),
+        ("values whose expm1 is no whole number", too_far),
     ):
         if bad.any():
             position = int(np.argmax(bad))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scbench.data.gene_identity import GeneMap, vocabulary_identity
+from scbench.data.gene_identity import vocabulary_identity
 from scbench.data.gene_table import gene_table
 from scbench.data.vocabulary import Vocabulary
 
@@ -25,6 +25,7 @@ class GeneList(NamedTuple):
 
     numbers: np.ndarray  # int64 [vocabulary], a token's number in the list, −1 where it is not in it
     core: np.ndarray  # bool [vocabulary], the token is a core gene
+    core_numbers: np.ndarray  # int64, the numbers of all core genes, in the vocabulary or not
     fingerprint: str  # start of the SHA-256 of the list: fingerprints on other lists can't be compared
 
 
@@ -41,12 +42,14 @@ def gene_list(vocabulary: Vocabulary) -> GeneList:
     numbers = np.array([
         number.get(table.canonical(id_, symbol), -1) for id_, symbol in zip(identity.ids, identity.symbols, strict=True)
     ], dtype=np.int64)
-    return GeneList(numbers, (numbers >= 0) & is_core[numbers], hashlib.sha256(packed).hexdigest()[:16])
+    core = (numbers >= 0) & is_core[numbers]
+    return GeneList(numbers, core, np.flatnonzero(is_core), hashlib.sha256(packed).hexdigest()[:16])
 
 
-def measured_genes(gene_map: GeneMap, genes: GeneList) -> np.ndarray:
-    """Which genes of the list a source has measured, bool [MOST_GENES]."""
-    measured = np.zeros(MOST_GENES, dtype=bool)
-    numbers = genes.numbers[gene_map.tokens[gene_map.tokens >= 0]]
-    measured[numbers[numbers >= 0]] = True
-    return measured
+def measured_genes(measured: np.ndarray, genes: GeneList) -> np.ndarray:
+    """bool [sets, MOST_GENES]: the genes of the list among the measured tokens, bool [sets, vocabulary]."""
+    listed = np.zeros((len(measured), MOST_GENES), dtype=bool)
+    known = genes.numbers >= 0
+    for row, tokens in zip(listed, measured, strict=True):
+        row[genes.numbers[tokens & known]] = True
+    return listed

@@ -4,7 +4,7 @@
     core       uint64   hash of (gene, count) of the core genes of the list in fingerprint_genes.py, 0 under CORE_GENES
                         expressed ones; the same for copies that lack other genes or name them otherwise
     barcode    uint64   hash of the barcode in the cell's id, 0 without one
-    source     uint32   number of the cell's input: which genes it had measured
+    measured   uint32   number of the set of genes that the cell's source measured (scbench.data.measured)
     signature  uint8 [64]   MinHash of the gene set (of the list): in each bin, the first expressed gene; EMPTY without one
 
 A store has a record a cell, in the order of its cells, in each shard's fingerprints.npy; 92 bytes a cell.
@@ -12,25 +12,26 @@ A store has a record a cell, in the order of its cells, in each shard's fingerpr
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from scbench.data.cells import content_hash
-from scbench.data.fingerprint_genes import BINS, EMPTY, MOST_GENES, GeneList
+from scbench.data.cells import CONTENT_KEYS, content_hash
+from scbench.data.fingerprint_genes import BINS, EMPTY, GeneList
+from scbench.kernels import cells as native
 from scbench.kernels import random
 
 FORMAT_VERSION = 1
 FINGERPRINTS_FILE = "fingerprints.npy"  # of a shard
-MEASURED_FILE = "measured_genes.npy"  # of a store: uint8 [sources, MOST_GENES / 8], packed bits
 RECORD = np.dtype([
-    ("content", "<u8"), ("core", "<u8"), ("barcode", "<u8"), ("source", "<u4"), ("signature", "u1", (BINS,)),
+    ("content", "<u8"), ("core", "<u8"), ("barcode", "<u8"), ("measured", "<u4"), ("signature", "u1", (BINS,)),
 ])
 # 12 of the 200 core genes that a shallow cell may express are one of 2⁶² sets, so that among 10¹³ pairs of unrelated cells
 # hardly one agrees, counts not even looked at; real cells of 800 genes express 40
 CORE_GENES = 12
 BARCODE = re.compile("[ACGT]{12,}")
+PAIRS = 1 << 17  # of cells, compared at once
 _CORE = 2  # what a key of Stream.CONTENT decides, beside content_hash's
 _BARCODE_SALT = b"barcode"
 
@@ -40,8 +41,8 @@ def core_hash(genes: np.ndarray, counts: np.ndarray, offsets: np.ndarray, common
 
     `genes` (tokens), `counts`, `offsets`: as for `content_hash`; the number of a gene in the list stands for its token.
     """
-    keep = common.core[genes]
-    ends = np.concatenate([[0], np.cumsum(keep)])[offsets]
+    keep = np.flatnonzero(common.core[genes])
+    ends = np.searchsorted(keep, offsets)
     inner = content_hash(common.numbers[genes[keep]], counts[keep], ends)
     hashes = random.bits(random.key(_CORE, random.Stream.CONTENT), inner)
     return np.where(np.diff(ends) >= CORE_GENES, hashes, np.uint64(0))
@@ -55,34 +56,38 @@ def signatures(
     `measured`: bool [MOST_GENES], the genes of the list to look at; by default all.
     """
     n_cells = len(offsets) - 1
-    numbers = common.numbers[genes]
-    keep = numbers >= 0
+    listed = common.numbers >= 0
     if measured is not None:
-        keep &= measured[numbers]  # −1 is kept out already
-    cells = np.repeat(np.arange(n_cells), np.diff(offsets))[keep]
-    numbers = numbers[keep]
+        listed &= measured[common.numbers]  # −1 is out already
+    bins = np.where(listed, common.numbers % BINS, 0).astype(np.uint8)  # of each token; any will do for EMPTY
+    values = np.where(listed, common.numbers // BINS, EMPTY).astype(np.uint8)
+    places = np.repeat(np.arange(0, n_cells * BINS, BINS), np.diff(offsets))
+    places += bins[genes]
     result = np.full(n_cells * BINS, EMPTY, dtype=np.uint8)
-    np.minimum.at(result, cells * BINS + numbers % BINS, (numbers // BINS).astype(np.uint8))
+    np.minimum.at(result, places, values[genes])
     return result.reshape(n_cells, BINS)
 
 
-def jaccard(stored: np.ndarray, asked: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def jaccard(
+    first: np.ndarray, second: np.ndarray, shared: np.ndarray, sets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Jaccard indices of gene sets on shared genes, estimated from signatures, and the bins that each rests on.
 
     Parameters
     ----------
-    stored
-        uint8 [pairs, BINS], of cells whose source measured some genes.
-    asked
-        uint8 [pairs, BINS], of cells restricted to those genes.
-    measured
-        bool [MOST_GENES]: what the source of `asked` measured. A bin whose first stored gene is not among it says nothing,
-        unless an asked gene comes before that: this one the stored cell lacks.
+    first, second
+        uint8 [pairs, BINS].
+    shared
+        bool [sets, MOST_GENES]: the genes that both cells' sources measured. Which gene comes first in a bin is chance, so
+        bins whose first gene (of either cell) is not shared are left out.
+    sets
+        int [pairs], the row of `shared` of each pair.
     """
-    by_bin = np.concatenate([measured, np.ones(BINS, dtype=bool)]).reshape(EMPTY + 1, BINS)
-    counted = (by_bin[stored, np.arange(BINS)] | (asked < stored)) & ((stored != EMPTY) | (asked != EMPTY))
+    earlier = np.minimum(first, second)
+    by_bin = shared.reshape(len(shared), EMPTY, BINS)
+    counted = (earlier != EMPTY) & by_bin[sets[:, None], np.minimum(earlier, EMPTY - 1), np.arange(BINS)]
     bins = counted.sum(axis=1)
-    return (counted & (stored == asked)).sum(axis=1) / np.maximum(bins, 1), bins
+    return (counted & (first == second)).sum(axis=1) / np.maximum(bins, 1), bins
 
 
 def barcode_hashes(ids: Iterable[str | None]) -> np.ndarray:
@@ -97,23 +102,49 @@ def barcode_hashes(ids: Iterable[str | None]) -> np.ndarray:
 
 
 def records(genes: np.ndarray, counts: np.ndarray, lengths: np.ndarray, common: GeneList) -> np.ndarray:
-    """RECORD [cells] of cells side by side, of `lengths` tokens each; barcode and source are still to come."""
+    """RECORD [cells] of cells side by side, of `lengths` tokens each: core and signature; the rest is still to come."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     result = np.zeros(len(lengths), dtype=RECORD)
-    result["content"] = content_hash(genes, counts, offsets)
-    result["core"] = core_hash(genes, counts, offsets, common)
-    result["signature"] = signatures(genes, offsets, common)
+    keys = *CONTENT_KEYS, random.key(_CORE, random.Stream.CONTENT)
+    made = native.fingerprint_cells(genes, counts, offsets, _listed(common), least_core=CORE_GENES, keys=keys)
+    if made is None:
+        made = core_hash(genes, counts, offsets, common), signatures(genes, offsets, common)
+    result["core"], result["signature"] = made
     return result
 
 
-def pack_measured(measured: Sequence[np.ndarray]) -> np.ndarray:
-    """What MEASURED_FILE holds, of each source's bool [MOST_GENES]."""
-    return np.packbits(np.stack(measured), axis=1, bitorder="little")
+def _listed(common: GeneList) -> np.ndarray:
+    """The place of each token in the list, for the C code: bin, value and whether it is a core gene, uint32 [vocabulary]."""
+    place = common.numbers % BINS | common.numbers // BINS << 8 | common.core.astype(np.int64) << 16
+    return np.where(common.numbers >= 0, place, EMPTY << 8).astype(np.uint32)
 
 
-def unpack_measured(packed: np.ndarray) -> np.ndarray:
-    """bool [sources, MOST_GENES]."""
-    return np.unpackbits(packed, axis=1, bitorder="little", count=MOST_GENES).astype(bool)
+class WordIndex:
+    """Cells (numbers of them) by a random word, to find those that have one of many other words."""
+
+    def __init__(self, words: np.ndarray, cells: np.ndarray):
+        order = np.argsort(words, kind="stable")
+        self._words, self._cells = words[order], cells[order]
+        bits = min(24, 8 + len(words).bit_length())  # most other words aren't here, and a table says so faster than a search
+        self._shift = np.uint64(64 - bits)
+        self._begins = np.zeros(1 << bits, dtype=bool)
+        self._begins[words >> self._shift] = True
+
+    def pairs(self, words: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Positions in `words` and the cells that have the same word, at most PAIRS pairs at once or one position's."""
+        positions = np.flatnonzero(self._begins[words >> self._shift])
+        low, high = (np.searchsorted(self._words, words[positions], side=side) for side in ("left", "right"))
+        there = high > low
+        positions, low, lengths = positions[there], low[there], (high - low)[there]
+        ends = np.cumsum(lengths)
+        first = 0
+        while first < len(positions):
+            last = max(first + 1, int(np.searchsorted(ends, ends[first] - lengths[first] + PAIRS, side="right")))
+            repeated = np.repeat(np.arange(first, last), lengths[first:last])
+            starts = ends[first:last] - lengths[first:last]
+            within = np.arange(len(repeated)) - np.repeat(starts - starts[0], lengths[first:last])
+            yield positions[repeated], self._cells[low[repeated] + within]
+            first = last
 
 
 def read_blocks(path: Path, stop: int | None = None, size: int = 1 << 16) -> Iterator[np.ndarray]:

@@ -7,25 +7,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from scbench.data.cells import take_ranges
 from scbench.data.fingerprint_genes import GeneList
 from scbench.data.fingerprints import FINGERPRINTS_FILE, RECORD, barcode_hashes, records
 from scbench.data.parts import finished_part
-from scbench.data.scatter import CELL, shuffle_words, token_positions
-from scbench.data.shard_format import SPLITS, ShardInfo
+from scbench.data.runs import CELL, Run, shuffle_words
+from scbench.data.shard_format import SPLITS, ShardInfo, counts_dtype
 from scbench.data.shard_writer import ShardWriter
-from scbench.data.splits import split_cells
+from scbench.data.splits import keep_once, split_by_word, split_cells
 
 SEGMENT_TOKENS = 1 << 21  # tokens in memory at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run of the first pass: the files `stem`.cells, .buckets, .genes, .counts and .obs."""
-
-    stem: Path
-    source: int  # number of its input
-    genes: str  # dtype
-    counts: str  # dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +30,19 @@ class GatherTask:
     seed: int
     shares: tuple[float, float, float]
     split_of_group: dict[int, int] | None  # group_id -> index into SPLITS; None: split by cell
+    one_of_parts: bool  # other jobs make the rest of the store: the split of a cell must not depend on the cells of this one
+    bad_sets: tuple[int, ...]  # sets of measured genes whose cells are left out
     vocabulary_size: int
+    totals: str  # dtype of the cells' totals in the store
     fingerprint_genes: GeneList
 
 
 def gather(task: GatherTask) -> dict:
     """Do a task. Facts: the shards written (ShardInfo fields), duplicates of each source, kept cells of each source."""
-    return finished_part(task.part, lambda directory: _gather(task, directory))
+    facts = finished_part(task.part, lambda directory: _gather(task, directory))
+    for pool in (pa.default_memory_pool(), pa.system_memory_pool()):  # the second is malloc's
+        pool.release_unused()  # else a process would grow with the buckets that it has done
+    return facts
 
 
 def _gather(task: GatherTask, directory: Path) -> dict:
@@ -60,7 +57,7 @@ def _gather(task: GatherTask, directory: Path) -> dict:
             continue
         info = ShardInfo.plan(
             split=name, cells=len(cells), nnz=int(cells["n_genes"].sum(dtype=np.int64)),
-            largest_count=int(cells["largest_count"].max()), vocabulary_size=task.vocabulary_size,
+            counts=counts_dtype(cells["too_small"]), vocabulary_size=task.vocabulary_size,
         )
         shards.append(asdict(info))
         writers[-1] = ShardWriter(directory / name, info)
@@ -70,9 +67,9 @@ def _gather(task: GatherTask, directory: Path) -> dict:
             chosen = np.flatnonzero(bucket.split[first:last] == split)
             if writer is not None and len(chosen):
                 lengths = bucket.cells["n_genes"][first:last][chosen].astype(np.int64)
-                positions = token_positions(starts[chosen], lengths)
-                writer.append(genes[positions], counts[positions], lengths)
-                fingerprints[split].append(records(genes[positions], counts[positions], lengths, task.fingerprint_genes))
+                cells = *(take_ranges(values, starts[chosen], lengths) for values in (genes, counts)), lengths
+                writer.append(*cells)
+                fingerprints[split].append(records(*cells, task.fingerprint_genes))
     obs = bucket.obs()
     for split, writer in enumerate(writers):
         if writer is not None:
@@ -80,14 +77,15 @@ def _gather(task: GatherTask, directory: Path) -> dict:
             table = bucket.table(obs, chosen)
             writer.finish(table)
             made = np.concatenate(fingerprints[split])
+            made["content"] = table["content_hash"].to_numpy()
             made["barcode"] = barcode_hashes(table["original_id"].to_pylist())
-            made["source"] = bucket.source[chosen]
+            made["measured"] = table["measured"].to_numpy()
             np.save(directory / SPLITS[split] / FINGERPRINTS_FILE, made)
     sources = len(task.sources)
     kept = bucket.split >= 0
     return {
         "shards": shards,
-        "duplicates": np.bincount(bucket.source[~kept], minlength=sources).tolist(),
+        "duplicates": np.bincount(bucket.source[bucket.good & ~kept], minlength=sources).tolist(),
         "kept": np.bincount(bucket.source[kept], minlength=sources).tolist(),
     }
 
@@ -101,8 +99,10 @@ class _Bucket:
         CELL [cells], sorted by word, then (for equal contents) n_genes, total, source and row.
     source
         int64 [cells], number of the input.
+    good
+        bool [cells], not of a dataset that is left out.
     split
-        int8 [cells], index into SPLITS; −1 for a duplicate.
+        int8 [cells], index into SPLITS; −1 for a duplicate and for a cell that is not good.
     """
 
     def __init__(self, task: GatherTask):
@@ -121,30 +121,21 @@ class _Bucket:
         self.cells = cells[self._order]
         self._run = run[self._order]
         self.source = source[self._order]
+        self.good = ~np.isin(self.cells["measured"], task.bad_sets)
         self.split = self._assign()
 
     def _assign(self) -> np.ndarray:
-        cells = self.cells
-        n = len(cells)
-        duplicate = np.zeros(n, dtype=bool)
-        duplicate[1:] = True
-        first = np.zeros(n, dtype=bool)  # of a content
-        first[:1] = True
-        first[1:] = cells["content_hash"][1:] != cells["content_hash"][:-1]
-        for field in ("content_hash", "n_genes", "total"):
-            duplicate[1:] &= cells[field][1:] == cells[field][:-1]
-        split = np.full(n, -1, dtype=np.int8)
-        kept = np.flatnonzero(~duplicate)
-        if self._task.split_of_group is None:
-            split[kept] = split_cells(cells["content_hash"][kept], self._task.shares, self._task.seed)
-            return split
-        groups, inverse = np.unique(cells["group"], return_inverse=True)
-        by_group = np.array([self._task.split_of_group[int(group)] for group in groups], dtype=np.int8)[inverse]
-        # no content may be in two splits, not even with another total: the first copy says in which it stays
-        split_of_content = by_group[np.maximum.accumulate(np.where(first, np.arange(n), 0))]
-        kept = kept[by_group[kept] == split_of_content[kept]]
-        split[kept] = by_group[kept]
-        return split
+        cells, task = self.cells[self.good], self._task
+        if task.split_of_group is not None:
+            groups, inverse = np.unique(cells["group"], return_inverse=True)
+            split = np.array([task.split_of_group[int(group)] for group in groups], dtype=np.int8)[inverse]
+        else:
+            by_content = split_by_word if task.one_of_parts else split_cells
+            split = by_content(cells["content_hash"], task.shares, task.seed)
+        kept = keep_once(cells["content_hash"], cells["n_genes"], cells["total"], split)
+        result = np.full(len(self.cells), -1, dtype=np.int8)
+        result[self.good] = np.where(kept, split, np.int8(-1))
+        return result
 
     def segments(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
         """The tokens, some cells at a time: (first cell's number, genes [nnz], counts [nnz], each cell's start in them)."""
@@ -186,10 +177,11 @@ class _Bucket:
         obs = obs.take(chosen)
         columns = {
             "source": source.cast(pa.string()),
+            "measured": cells["measured"],
             "original_id": obs["original_id"],
             "content_hash": cells["content_hash"],
             "n_genes": cells["n_genes"],
-            "total": cells["total"],
+            "total": cells["total"].astype(self._task.totals),
         }
         columns |= {name: obs[name] for name in obs.column_names if name not in columns}
         return pa.table(columns)

@@ -46,7 +46,7 @@ class GeneMap(NamedTuple):
 
 def unversioned(name: str) -> str | None:
     """The Ensembl id of a human or mouse gene without its version; None for any other name."""
-    match = ENSEMBL_ID.fullmatch(name)
+    match = ENSEMBL_ID.fullmatch(name) if name.startswith("ENS") else None  # few names do, and all names come by here
     return match[1] if match else None
 
 
@@ -143,7 +143,7 @@ def _index(vocabulary: Vocabulary) -> _Index:
     genes = [(token, id_) for token, id_ in vocabulary.tokens.items() if token not in SPECIALS]
     spelled = []
     for token, _ in genes:
-        suffix = SUFFIXED.fullmatch(token)
+        suffix = SUFFIXED.fullmatch(token) if "_ENS" in token else None
         spelled.append(unversioned(token) or (suffix[1] if suffix else None))
     organism = organism_of(spelled, [token for token, _ in genes])
     table = _table(organism)

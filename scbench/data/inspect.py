@@ -36,12 +36,29 @@ def info(store: Store) -> dict:
         "store": str(store.path),
         "fingerprint": store.fingerprint,
         "format_version": store.manifest["format_version"],
+        "parts": _parts(store.manifest),
         "bytes": sum(file["bytes"] for file in store.manifest["files"].values()),
         "vocabulary": store.manifest["vocabulary"],
         "splits": splits,
         "obs_columns": store.manifest["obs_columns"],
         "sources": store.manifest["sources"],
+        "measured": store.manifest.get("measured", []),
     }
+
+
+def _measured(sets: list[dict], source: str) -> str:
+    """How many genes of the vocabulary a source measured; of a census, its datasets."""
+    genes = [measured["genes"] for measured in sets if measured["source"] == source]
+    if len(genes) < 2:
+        return "".join(f", {n:,} genes measured" for n in genes)
+    return f", {min(genes):,} to {max(genes):,} genes measured by its {len(genes):,} datasets"
+
+
+def _parts(manifest: dict) -> str | None:
+    """What to say of a store that several jobs made, or of what one of them made."""
+    if "part" in manifest:
+        return f"part {manifest['part']['number']} of {manifest['part']['of']}, to be merged with the others"
+    return f"merged from {manifest['parts']} parts" if "parts" in manifest else None
 
 
 def verify(store: Store) -> dict:
@@ -57,6 +74,7 @@ def verify(store: Store) -> dict:
         Names the first file that is damaged.
     """
     files = store.manifest["files"]
+    store.check_files()
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the GIL
         digests = pool.map(lambda name: sha256(store.path / name), files)
         for name, digest in _watched(zip(files, digests, strict=True), "hashing", len(files)):
@@ -86,12 +104,15 @@ def run_info(config: InfoConfig) -> dict:
     if not config.json:
         print(f"{facts['store']}: format {facts['format_version']}, {facts['bytes'] / 1e6:,.1f} MB, "
               f"fingerprint {facts['fingerprint'][:12]}")
+        if facts["parts"]:
+            print(f"  {facts['parts']}")
         print(f"  vocabulary: {facts['vocabulary']['tokens']:,} tokens, fingerprint {facts['vocabulary']['fingerprint'][:12]}")
         for name, split in facts["splits"].items():
             print(f"  {name}: {split['cells']:,} cells, {split['tokens']:,} tokens, {split['median_genes']:g} genes in the "
                   f"median cell, {split['shards']} shards, {split['extents']} extents")
         for source in facts["sources"]:
-            print(f"  from {source['name']}: {source['kept']:,} cells, {source['organism']}, counts in {source['layer']}")
+            print(f"  from {source['name']}: {source['kept']:,} cells, {source['organism']}, counts in {source['layer']}"
+                  f"{_measured(facts['measured'], source['name'])}")
         if facts["obs_columns"]:
             print(f"  kept of obs: {', '.join(facts['obs_columns'])}")
     return facts
@@ -131,6 +152,7 @@ def _check_extent(store: Store, extent: Extent, vocabulary_size: int, place: str
         (len(genes) > 0 and genes.max() >= vocabulary_size, "a gene outside the vocabulary"),
         (not ascending.all(), "genes out of order"),
         (not extent.counts.all(), "a count of 0"),
+        (not ((extent.counts >= 0) & np.isfinite(extent.counts)).all(), "a count that is none"),
     ):
         if wrong:
             raise UserError(f"{store.path} holds {problem} in {place}: prepare the store again.")

@@ -1,5 +1,6 @@
 """Columns of an input's obs by ranges of rows: prepare never holds the obs of all cells."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from scbench.data.sources.stored import Array, Group, Reading, close, open_root
 from scbench.errors import UserError
 
 READ_ROWS = 1 << 16  # rows of one column in memory while groups are listed
@@ -19,19 +21,20 @@ class ObsColumn(NamedTuple):
     """A column as the store keeps it."""
 
     name: str
-    kind: str  # int64 or float64 if it is a number in every input, else string
+    kind: str  # int64 or float64 if it is a number in every input (float64 if it is one in any), else string
 
 
 class Obs:
-    """obs of the h5ad file `path`, kept open until `close`."""
+    """obs of the h5ad file or zarr store `path`, kept open until `close`."""
 
     def __init__(self, path: Path):
-        self._file = h5py.File(path, "r", locking="best-effort")
+        self._file = open_root(path)
+        self._reading = Reading(path.name, "an AnnData")
         self._obs = self._file["obs"]
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        close(self._file)
 
     @property
     def columns(self) -> list[str]:
@@ -44,11 +47,13 @@ class Obs:
 
     def names(self, start: int, stop: int) -> pa.Array:
         """The names of cells `start` … `stop`−1."""
-        return _array(self._obs[self._obs.attrs["_index"]], start, stop).cast(pa.string())
+        with self._reading:
+            return _array(self._obs[self._obs.attrs["_index"]], start, stop).cast(pa.string())
 
     def read(self, column: str, start: int, stop: int) -> pa.Array:
         """The values of cells `start` … `stop`−1 as int64, float64 or string; null where there is none."""
-        return _array(self._obs[column], start, stop)
+        with self._reading:
+            return _array(self._obs[column], start, stop)
 
 
 class ParquetObs(Obs):
@@ -56,6 +61,7 @@ class ParquetObs(Obs):
 
     def __init__(self, path: Path):
         self._file = pq.ParquetFile(path)
+        self._reading = Reading(path.name, "a parquet file")
         groups = self._file.metadata
         self.starts = np.cumsum([0, *(groups.row_group(i).num_rows for i in range(groups.num_row_groups))])  # [row groups+1]
         self._index = _index_column(self._file.schema_arrow)
@@ -84,7 +90,9 @@ class ParquetObs(Obs):
 
     def _group(self, column: str, group: int) -> pa.Array:
         if self._held.get(column, (None,))[0] != group:
-            self._held[column] = group, plain_column(self._file.read_row_group(group, columns=[column])[column])
+            with self._reading:
+                values = self._file.read_row_group(group, columns=[column])[column]
+            self._held[column] = group, plain_column(values)
         return self._held[column][1]
 
 
@@ -104,14 +112,17 @@ def plain_column(values: pa.ChunkedArray) -> pa.Array:
     return _plain(array)
 
 
-def _array(element: h5py.Group | h5py.Dataset, start: int, stop: int) -> pa.Array:
+def _array(element: Group | Array, start: int, stop: int) -> pa.Array:
     """Rows of one column: an array, a categorical (of today or of anndata 0.7), or an array with a mask."""
-    if isinstance(element, h5py.Dataset):
+    if isinstance(element, Array):
         if "categories" in element.attrs:
             return _categorical(element[start:stop], element.file[element.attrs["categories"]])
-        if h5py.check_string_dtype(element.dtype):
+        if isinstance(element, h5py.Dataset) and h5py.check_string_dtype(element.dtype):
             return pa.array(element.asstr()[start:stop], pa.string())
-        return _plain(pa.array(element[start:stop], from_pandas=True))
+        values = element[start:stop]
+        if values.dtype.kind in "OTU":  # the texts of a zarr store
+            return pa.array(values.astype(object), pa.string())
+        return _plain(pa.array(values, from_pandas=True))
     if "categories" in element:
         return _categorical(element["codes"][start:stop], element["categories"])
     values = _array(element["values"], start, stop)
@@ -119,8 +130,8 @@ def _array(element: h5py.Group | h5py.Dataset, start: int, stop: int) -> pa.Arra
     return values.take(pa.array(np.arange(len(mask)), mask=mask))
 
 
-def _categorical(codes: np.ndarray, categories: h5py.Group | h5py.Dataset) -> pa.Array:
-    length = (categories if isinstance(categories, h5py.Dataset) else categories["values"]).shape[0]
+def _categorical(codes: np.ndarray, categories: Group | Array) -> pa.Array:
+    length = (categories if isinstance(categories, Array) else categories["values"]).shape[0]
     return _array(categories, 0, length).take(pa.array(codes.astype(np.int64), mask=codes < 0))
 
 
@@ -136,30 +147,62 @@ def _plain(values: pa.Array) -> pa.Array:
     return pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string())
 
 
-def obs_columns(sources: Sequence[tuple[str, Obs]], names: Sequence[str], option: str) -> tuple[ObsColumn, ...]:
-    """How the store keeps the columns `names`; UserError naming `option` if an input lacks one."""
+def obs_columns(sources: Sequence[tuple[str, Obs, int]], names: Sequence[str], option: str) -> tuple[ObsColumn, ...]:
+    """How the store keeps the columns `names`.
+
+    `sources`: name, obs and number of cells of each input.
+
+    Raises
+    ------
+    UserError
+        Naming `option`, if an input lacks a column, or if it holds numbers in one input and text in another.
+    """
     columns = []
     for name in names:
-        kinds = set()
-        for source, obs in sources:
-            if name not in obs.columns:
-                there = ", ".join(obs.columns) or "none"
-                raise UserError(f"{option} {name}: obs of {source} has no such column; it has {there}.")
-            kinds.add(obs.kind(name))
-        columns.append(ObsColumn(name, "string" if "string" in kinds else "float64" if "float64" in kinds else "int64"))
+        kinds: dict[str, list[tuple[str, Obs, int]]] = {}
+        for source in sources:
+            if name not in source[1].columns:
+                there = ", ".join(source[1].columns) or "none"
+                raise UserError(f"{option} {name}: obs of {source[0]} has no such column; it has {there}.")
+            kinds.setdefault(source[1].kind(name), []).append(source)
+        if "string" in kinds and len(kinds) > 1:  # a column of which an input has no value is no text and no number there
+            kinds = {kind: filled for kind, all_ in kinds.items()
+                     if (filled := [source for source in all_ if _has_values(*source[1:], name)])}
+        if "string" in kinds and len(kinds) > 1:
+            number = next(filled[0][0] for kind, filled in kinds.items() if kind != "string")
+            raise UserError(
+                f"{option} {name}: this column of obs holds numbers in {number} and text in {kinds['string'][0][0]}: give it "
+                "one type in all inputs, or leave it out."
+            )
+        columns.append(ObsColumn(name, next((kind for kind in ("string", "float64", "int64") if kind in kinds), "string")))
     return tuple(columns)
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, str) and value.strip() in ("", "nan"))
+
+
+def _has_values(obs: Obs, n_cells: int, column: str) -> bool:
+    return not all(
+        _is_missing(value)
+        for start in range(0, n_cells, READ_ROWS)
+        for value in obs.read(column, start, min(start + READ_ROWS, n_cells)).unique().to_pylist()
+    )
 
 
 def obs_table(obs: Obs, start: int, stop: int, columns: Sequence[ObsColumn]) -> pa.Table:
     """original_id and `columns` of cells `start` … `stop`−1."""
     arrays = {"original_id": obs.names(start, stop)}
     for column in columns:
-        arrays[column.name] = obs.read(column.name, start, stop).cast(column.kind)
+        values = obs.read(column.name, start, stop)
+        if pa.types.is_string(values.type) and column.kind != "string":  # an input without a value (obs_columns)
+            values = pa.nulls(len(values))
+        arrays[column.name] = values.cast(column.kind)
     return pa.table(arrays)
 
 
-def list_groups(sources: Sequence[tuple[str, Obs, int]], columns: Sequence[ObsColumn]) -> set[tuple[str, ...]]:
-    """The distinct values of the --split-by columns in all inputs; UserError if there is one only, or a cell has none.
+def list_groups(sources: Sequence[tuple[str, Obs, int]], columns: Sequence[ObsColumn]) -> Counter[tuple[str, ...]]:
+    """The cells of each value of the --split-by columns in all inputs; UserError if there is one only, or a cell has none.
 
     A missing value is an error because its cells could belong to any group, also to one of another split.
 
@@ -168,21 +211,22 @@ def list_groups(sources: Sequence[tuple[str, Obs, int]], columns: Sequence[ObsCo
     sources
         Name, obs and number of cells of each input.
     """
-    groups = set()
+    groups: Counter[tuple[str, ...]] = Counter()
     names = [column.name for column in columns]
     for name, obs, n_cells in sources:
         for start in range(0, n_cells, READ_ROWS):
             table = obs_table(obs, start, min(start + READ_ROWS, n_cells), columns)
             for column in columns:
                 values = table[column.name].cast(pa.string()).to_pylist()
-                missing = next((i for i, value in enumerate(values) if value is None or value.strip() in ("", "nan")), None)
+                missing = next((i for i, value in enumerate(values) if _is_missing(value)), None)
                 if missing is not None:
                     raise UserError(
                         f"--split-by {column.name}: cell {table['original_id'][missing].as_py()!r} of {name} has no value "
                         "there: fill such values in, remove the cells, or choose another column."
                     )
-            rows = table.group_by(names).aggregate([])
-            groups |= set(zip(*(rows[column].cast(pa.string()).to_pylist() for column in names), strict=True))
+            rows = table.group_by(names).aggregate([([], "count_all")])
+            values = zip(*(rows[column].cast(pa.string()).to_pylist() for column in names), strict=True)
+            groups.update(dict(zip(values, rows["count_all"].to_pylist(), strict=True)))
     if len(groups) < 2:
         raise UserError(f"--split-by {' '.join(names)}: all cells have the same value there, so there is nothing to split by.")
     return groups

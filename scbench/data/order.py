@@ -1,7 +1,9 @@
 """The order of training samples: which cell sample number p is, for any p, on any number of ranks.
 
-Each epoch permutes the extents of the split and takes them in groups of L (the lanes, a constant of the run). In a group
-each lane owns one extent, whose cells are permuted; the lanes are interleaved round-robin and exhausted ones skipped.
+Each epoch deals the extents of the split to as few groups of at most L (the lanes, a constant of the run) as there can be, all
+of one size or one less, and of any neighbours in the store each group gets one. In a group each lane owns one extent, whose
+cells are permuted; the lanes are interleaved in proportion to their cells, so that all end together. Every batch is then
+like the whole store even where sources lie apart in it, as in one merged of parts.
 Every cell comes once an epoch and the epochs run on. Nothing here knows the number of ranks, so it can't depend on it.
 """
 
@@ -41,6 +43,7 @@ class Group(NamedTuple):
 
 class _Epoch(NamedTuple):
     extents: np.ndarray  # int64 [E], in the order of this epoch
+    edges: np.ndarray  # int64 [groups + 1], extents before each group
     starts: np.ndarray  # int64 [groups + 1], cells of the epoch before each group
 
 
@@ -97,7 +100,7 @@ class SampleOrder:
                 position = within[chosen] - plan.starts[group]
                 lanes = table.lanes[position]
                 located.lanes[chosen] = lanes
-                located.extents[chosen] = plan.extents[group * self.lanes + lanes]
+                located.extents[chosen] = plan.extents[plan.edges[group] + lanes]
                 located.indices[chosen] = table.indices[position]
         return located
 
@@ -110,7 +113,7 @@ class SampleOrder:
         return Group(
             first + int(plan.starts[group]),
             first + int(plan.starts[group + 1]),
-            plan.extents[group * self.lanes : (group + 1) * self.lanes],
+            plan.extents[plan.edges[group] : plan.edges[group + 1]],
         )
 
     def rank_slice(self, step: int, batch_cells: int, rank: int, world: int) -> tuple[np.ndarray, Located]:
@@ -125,19 +128,26 @@ class SampleOrder:
         return samples[mine], Located(*(x[mine] for x in located))
 
     def _permute_extents(self, epoch: int) -> _Epoch:
-        extents = random.permutation(random.key(self.seed, Stream.EXTENT, epoch), len(self.sizes))
+        key = random.key(self.seed, Stream.EXTENT, epoch)
+        n = len(self.sizes)
+        groups = -(-n // self.lanes)
+        rows = -(-n // groups)  # of neighbours; the last may be short
+        group = np.argsort(random.bits(key, np.arange(rows * groups)).reshape(rows, groups), axis=1, kind="stable").ravel()[:n]
+        extents = np.lexsort((random.bits(random.fold(key, 0), np.arange(n)), group))
+        edges = np.concatenate([[0], np.cumsum(np.bincount(group))])
         cells = np.concatenate([[0], np.cumsum(self.sizes[extents])])
-        edges = np.minimum(np.arange(0, len(extents) + self.lanes, self.lanes), len(extents))
-        return _Epoch(extents, cells[edges])
+        return _Epoch(extents, edges, cells[edges])
 
     def _interleave(self, epoch: int, group: int) -> _Interleaving:
-        extents = self._epoch(epoch).extents[group * self.lanes : (group + 1) * self.lanes]
+        plan = self._epoch(epoch)
+        extents = plan.extents[plan.edges[group] : plan.edges[group + 1]]
         sizes = self.sizes[extents]
         permuted = [
             random.permutation(random.key(self.seed, Stream.CELL, epoch, int(extent)), int(size))
             for extent, size in zip(extents, sizes, strict=True)
         ]
-        rounds = np.concatenate([np.arange(size) for size in sizes])
-        order = np.argsort(rounds, kind="stable")  # round by round, lanes in order, exhausted lanes absent
+        # lanes of one size take turns; equal fractions are equal floats, and others are not (below 2²⁶ cells)
+        turns = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
+        order = np.argsort(turns, kind="stable")
         lanes = np.repeat(np.arange(len(extents), dtype=np.int32), sizes)
         return _Interleaving(lanes[order], np.concatenate(permuted).astype(np.int32)[order])

@@ -1,12 +1,14 @@
 """The random part of a training sample: which genes of a long cell are shown, and which of those are masked.
 
 Every decision comes from the keyed generator: word `gene` of the key `bits(key(seed, stream), sample)`. So it depends on
-the seed, the sample number and the gene alone, not on the batch, the rank or the order in which cells are built.
+the seed, the sample number and the gene alone, not on the batch, the rank or the order in which cells are built; and not
+on the machine: weighted draws use a logarithm of their own (kernels/logarithm.py). kernels/sampler.c does the same, faster.
 """
 
 import numpy as np
 
 from scbench.kernels import random
+from scbench.kernels.logarithm import log, log1p
 from scbench.kernels.random import Stream
 
 WEIGHT_FLOOR = 1e-5  # added to every weight, as the reference does: a cell's least expressed genes are almost never drawn
@@ -60,19 +62,20 @@ def draw_genes(
     keep = np.ones(len(genes), dtype=bool)
     keys = random.bits(random.key(seed, Stream.SUBSET), samples)
     by_weight = random.below(random.bits(random.key(seed, Stream.SUBSET_LAW), samples), weighted_share)
-    rank = np.zeros(len(genes) if in_draw_order else 0)  # short cells' genes are equal: they keep their order
+    rank = np.zeros(len(genes) if in_draw_order else 0, dtype=np.uint64)  # short cells' genes are equal: they keep their order
     for cells in _blocks(np.flatnonzero(lengths > max_genes), lengths):
-        start, stop = offsets[cells[0]], offsets[cells[-1] + 1]  # short cells in between are few or short
-        words = random.bits(np.repeat(keys[cells[0] : cells[-1] + 1], lengths[cells[0] : cells[-1] + 1]), genes[start:stop])
+        first, end = cells[0], cells[-1] + 1
+        start, stop = offsets[first], offsets[end]  # short cells in between are few or short
+        clocks = random.bits(np.repeat(keys[first:end], lengths[first:end]), genes[start:stop])
+        weighted = np.flatnonzero(by_weight[first:end] & (lengths[first:end] > max_genes)) + first
+        if len(weighted):
+            chosen = np.concatenate([np.arange(offsets[cell], offsets[cell + 1]) for cell in weighted.tolist()])
+            clocks[chosen - start] = _weighted_clocks(clocks[chosen - start], counts[chosen], lengths[weighted])
         for cell in cells.tolist():
             row = slice(offsets[cell], offsets[cell + 1])
-            clocks = words[row.start - start : row.stop - start]
-            if by_weight[cell]:
-                values = np.log1p(counts[row], dtype=np.float64)
-                clocks = -np.log(random.uniform(clocks)) / (values - values.min() + WEIGHT_FLOOR)
-            _keep_smallest(clocks, max_genes, keep[row])
-            if in_draw_order:
-                rank[row] = clocks
+            _keep_smallest(clocks[row.start - start : row.stop - start], max_genes, keep[row])
+        if in_draw_order:
+            rank[start:stop] = np.where(np.repeat(lengths[first:end] > max_genes, lengths[first:end]), clocks, 0)
     positions = np.flatnonzero(keep)
     if in_draw_order:
         cell_of = np.repeat(np.arange(len(lengths)), lengths)
@@ -92,6 +95,13 @@ def _blocks(cells: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
         return []
     before = (np.cumsum(lengths) - lengths)[cells]
     return np.split(cells, np.flatnonzero(np.diff(before // _BLOCK_GENES)) + 1)
+
+
+def _weighted_clocks(words: np.ndarray, counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The bits of −ln(u) / w, uint64: positive floats are in the order of their bits. The cells lie one after the other."""
+    values = log1p(counts)
+    lowest = np.minimum.reduceat(values, np.cumsum(lengths) - lengths)
+    return (-log(random.uniform(words)) / (values - np.repeat(lowest, lengths) + WEIGHT_FLOOR)).view(np.uint64)
 
 
 def _keep_smallest(clocks: np.ndarray, number: int, keep: np.ndarray) -> None:

@@ -3,7 +3,7 @@
 A shard is a directory with four one-dimensional zarr3 arrays in raw little-endian chunks, and one table:
 
     genes       uint16 or uint32 [nnz]       token ids, ascending in a cell
-    counts      uint8, uint16 or uint32 [nnz]  raw counts, none is 0
+    counts      one of COUNTS_DTYPES [nnz]   raw counts, none is 0
     offsets     int64 [cells + 1]            where each cell starts in genes and counts
     block_crc   uint32 [blocks]              CRC32C of each block of BLOCK_CELLS cells
     cells.parquet                            one row a cell: where it came from, and the kept columns of obs
@@ -21,6 +21,8 @@ EXTENT_BYTES = 8_000_000  # genes and counts that the loader reads at once, on a
 CHUNK_BYTES = 8_000_000  # largest file of an array: a raw chunk is one file
 SPLITS = ("train", "validation", "test")
 CELLS_FILE = "cells.parquet"
+COUNTS_DTYPES = ("uint8", "uint16", "uint32", "float32", "float64")  # smallest first; floating if some counts are not whole
+_WHOLE_FLOAT32 = 1 << 24  # up to here float32 holds every whole number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +49,41 @@ class ShardInfo:
         }
 
     @classmethod
-    def plan(cls, *, split: str, cells: int, nnz: int, largest_count: int, vocabulary_size: int) -> "ShardInfo":
-        """The smallest exact dtypes, and extents of about EXTENT_BYTES, for `cells` ≥ 1 cells. The name comes later."""
+    def plan(cls, *, split: str, cells: int, nnz: int, counts: str, vocabulary_size: int) -> "ShardInfo":
+        """The smallest dtype of genes, and extents of about EXTENT_BYTES, for `cells` ≥ 1 cells. The name comes later."""
         blocks = -(-cells // BLOCK_CELLS)
         genes = genes_dtype(vocabulary_size)
-        counts = counts_dtype(largest_count)
         token_bytes = np.dtype(genes).itemsize + np.dtype(counts).itemsize
         extents = max(1, round(nnz * token_bytes / EXTENT_BYTES))
         return cls(name="", split=split, cells=cells, nnz=nnz, blocks=blocks, genes=genes, counts=counts,
                    blocks_per_extent=-(-blocks // extents))
 
 
-def counts_dtype(largest_count: int) -> str:
-    """The smallest dtype that holds counts up to `largest_count` (below 2³²)."""
-    return next(dtype for dtype in ("uint8", "uint16", "uint32") if largest_count <= np.iinfo(dtype).max)
+def too_small_dtypes(counts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Which of COUNTS_DTYPES don't hold each cell's counts exactly, as bits of uint8 [cells]; counts below 2³²."""
+    cells = len(offsets) - 1
+    filled = offsets[1:] > offsets[:-1]
+    result = np.zeros(cells, dtype=np.uint8)
+    if not filled.any():
+        return result
+    starts = offsets[:-1][filled]
+    largest = np.zeros(cells, dtype=counts.dtype)
+    largest[filled] = np.maximum.reduceat(counts, starts)
+    for bit, dtype in enumerate(COUNTS_DTYPES[:3]):
+        result |= (largest > np.iinfo(dtype).max).astype(np.uint8) << bit
+    if counts.dtype.kind == "f":
+        fractional = np.logical_or.reduceat(counts != np.rint(counts), starts)
+        result[filled] |= np.where(fractional, 0b111, 0).astype(np.uint8)
+    if counts.dtype.kind == "f" or largest.max() > _WHOLE_FLOAT32:
+        inexact = np.logical_or.reduceat(counts.astype(np.float32).astype(np.float64) != counts, starts)
+        result[filled] |= inexact.astype(np.uint8) << 3
+    return result
+
+
+def counts_dtype(too_small: np.ndarray) -> str:
+    """The smallest dtype that holds the counts of cells, by their bits of `too_small_dtypes`."""
+    bits = int(np.bitwise_or.reduce(too_small))
+    return next(dtype for bit, dtype in enumerate(COUNTS_DTYPES) if not bits >> bit & 1)
 
 
 def genes_dtype(vocabulary_size: int) -> str:

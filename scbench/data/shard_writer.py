@@ -12,18 +12,18 @@ from scbench.data.shard_format import BLOCK_CELLS, CELLS_FILE, ShardInfo, block_
 
 
 class ShardWriter:
-    """Writes the arrays of one shard into `directory`, which is made.
+    """Writes the arrays of one shard into `directory`.
 
     Parameters
     ----------
     directory
-        Where to write; must not exist.
+        Where to write.
     info
         Cells, tokens and dtypes that will come, exactly (`ShardInfo.plan`).
     """
 
     def __init__(self, directory: Path, info: ShardInfo):
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._info = info
         self._writers = {name: _ArrayWriter(directory / name, *array) for name, array in info.arrays.items()}
@@ -71,6 +71,7 @@ class _ArrayWriter:
     def __init__(self, path: Path, dtype: str, length: int):
         spec = new_array_spec(path, dtype, length)
         self._chunk = spec["metadata"]["chunk_grid"]["configuration"]["chunk_shape"][0]
+        spec["context"] = {"file_io_sync": False}  # a part is synced as a whole
         self._array = _resolved(ts.open(spec, create=True))
         self._pending: list[np.ndarray] = []
         self._pending_length = 0

@@ -41,6 +41,28 @@ def split_cells(content_hash: np.ndarray, shares: tuple[float, float, float], se
     return split_of_content[inverse]
 
 
+def split_by_word(content_hash: np.ndarray, shares: tuple[float, float, float], seed: int) -> np.ndarray:
+    """The same by the content of a cell alone, whatever other cells there are: the shares are those of the chances."""
+    words = random.bits(random.key(seed, random.Stream.SPLIT), content_hash)
+    splits = np.searchsorted(np.cumsum(shares)[:2], random.uniform(words), side="right")
+    return np.minimum(splits, np.flatnonzero(shares)[-1]).astype(np.int8)  # the sum of the shares may be just under 1
+
+
+def keep_once(content_hash: np.ndarray, n_genes: np.ndarray, total: np.ndarray, split: np.ndarray) -> np.ndarray:
+    """Which cells stay, bool [cells], so that none is there twice, and no content in two splits.
+
+    The cells come in order: sorted by content_hash in some way, equal ones by n_genes and total, and the copy to keep first.
+    No content may be in two splits, not even with another total: its first copy says in which it stays.
+    """
+    new = np.ones(len(content_hash), dtype=bool)  # a content
+    new[1:] = content_hash[1:] != content_hash[:-1]
+    different = new.copy()
+    for field in (n_genes, total):
+        different[1:] |= field[1:] != field[:-1]
+    first = np.maximum.accumulate(np.where(new, np.arange(len(new)), 0))
+    return different & (split == split[first])
+
+
 def group_id(group: Group) -> int:
     """A 64-bit name of a group, the same in every process: the start of the SHA-256 of its values as JSON."""
     digest = hashlib.sha256(json.dumps(group).encode()).digest()

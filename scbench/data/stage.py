@@ -45,6 +45,7 @@ def _copy(store: Store, staged: Path) -> None:
     partial = staged.with_name(f".partial-{staged.name}")
     partial.mkdir(exist_ok=True)
     files = store.manifest["files"]
+    store.check_files()
     needed = sum(facts["bytes"] for facts in files.values()) - sum(p.stat().st_size for p in partial.rglob("*") if p.is_file())
     free = shutil.disk_usage(partial).free
     if needed > free:

@@ -6,10 +6,11 @@ Nothing is written here. TensorStore starts threads that don't survive a fork: s
 
 import copy
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import tensorstore as ts
 
+from scbench.data.measured import MEASURED_FILE, unpack
 from scbench.data.shard_format import BLOCK_CELLS, CELLS_FILE, FORMAT_VERSION, SPLITS, ShardInfo, array_spec, block_checksums
 from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
@@ -25,17 +27,21 @@ from scbench.files import sha256
 if TYPE_CHECKING:
     import pandas as pd
 
+# Raw chunks are copied straight out of the page cache's map. What TensorStore "caches" of them is the map itself, no copy;
+# to map a chunk anew for each extent that it holds a part of costs more than the copying (measured: 3 to 4 times the time).
+_MAPS = ts.Context({"file_io_mode": {"mode": "memmap"}, "cache_pool": {"total_bytes_limit": 1 << 30}})
 MANIFEST_FILE = "manifest.json"
 DIGEST_FILE = "manifest.sha256"
 DIGEST_LINE = f"{{}}  {MANIFEST_FILE}\n"  # as sha256sum writes it
 VOCABULARY_FILE = "vocabulary.json"
+OPEN_ARRAYS = 1024  # that a split keeps open: each takes 7 kB, and a store of 10⁸ cells has 6,000
 
 
 class Extent(NamedTuple):
     """A run of consecutive cells, in memory of its own."""
 
     genes: np.ndarray  # uint16 or uint32 [nnz], token ids, ascending in a cell
-    counts: np.ndarray  # uint8, uint16 or uint32 [nnz], raw counts > 0
+    counts: np.ndarray  # one of COUNTS_DTYPES [nnz], raw counts > 0; floating only where fractional counts were kept
     offsets: np.ndarray  # int64 [cells + 1], from 0
 
 
@@ -62,7 +68,8 @@ class Store:
 
     @classmethod
     def open(cls, path: Path | str) -> "Store":
-        """Open the store in `path` and check its manifest, and the presence and size of every file.
+        """Open the store in `path` and check its manifest, and the presence and size of the files of every shard but those
+        of its arrays: they are checked when the array is first used.
 
         Raises
         ------
@@ -77,8 +84,13 @@ class Store:
         except FileNotFoundError:
             raise UserError(f"{path} is not a store, or an unfinished one: it has no {MANIFEST_FILE}.") from None
         manifest = _checked_manifest(path, content)
-        _check_files(path, manifest["files"])
+        # a store of 10⁸ cells has 10⁵ files, all but a tenth of them in arrays
+        _check_files(path, manifest["files"], (name for name in manifest["files"] if name.count("/") < 2))
         return cls(path, manifest, hashlib.sha256(content).hexdigest())
+
+    def check_files(self) -> None:
+        """UserError unless every file is there with its size, those of the arrays too."""
+        _check_files(self.path, self.manifest["files"], self.manifest["files"])
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -87,6 +99,25 @@ class Store:
         if sha256(file) != self.manifest["files"][VOCABULARY_FILE]["sha256"]:
             raise UserError(f"{file} is not the vocabulary of this store: it was changed.")
         return Vocabulary.load(file)
+
+    @cached_property
+    def measured_genes(self) -> np.ndarray:
+        """Which tokens each set of genes holds, bool [sets, vocabulary]; the column `measured` of the cells names their set.
+
+        The manifest's "measured" says which source, or dataset of a census, each set is of. A gene that is not in a cell's
+        set is unknown there, not zero.
+
+        Raises
+        ------
+        UserError
+            If the store was prepared before there were such sets, or the file was changed.
+        """
+        file = self.path / MEASURED_FILE
+        if "measured" not in self.manifest:
+            raise UserError(f"{self.path} does not say which genes its sources measured: prepare it again.")
+        if sha256(file) != self.manifest["files"][MEASURED_FILE]["sha256"]:
+            raise UserError(f"{file} is not what this store was made with: restore it or prepare the store again.")
+        return unpack(np.load(file, allow_pickle=False), self.vocabulary.size)
 
     def split(self, name: str) -> "Split":
         """The cells of "train", "validation" or "test"; a split may be empty."""
@@ -129,6 +160,9 @@ class Split:
             full[-1] = shard.cells - full[:-1].sum()
             sizes.append(full)
         self.extent_sizes = self._stored_sizes = np.concatenate(sizes)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_arrays": {}}  # a spawned process opens its own
 
     def first(self, n_cells: int) -> "Split":
         """The split's first cells only (the store is shuffled: a random sample). At most all."""
@@ -199,7 +233,8 @@ class Split:
             tables = [pq.read_table(self._path / shard.name / CELLS_FILE, columns=columns) for shard in self.shards]
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(f"a {CELLS_FILE} of {self._path} cannot be read ({error}): run `scbench verify`.") from error
-        return pa.concat_tables(tables).slice(0, self.n_cells).to_pandas()
+        # totals are whole in some shards and fractional in others if such parts were merged
+        return pa.concat_tables(tables, promote_options="permissive").slice(0, self.n_cells).to_pandas()
 
     def cells_at(self, numbers: np.ndarray, columns: Sequence[str]) -> "pd.DataFrame":
         """Rows of that table: of the cells with these numbers in the split (int64 [n], any order). Memory: a shard's rows."""
@@ -216,17 +251,19 @@ class Split:
         return rows
 
     def _array(self, shard: ShardInfo, name: str) -> ts.TensorStore:
-        """The array `name` of a shard, opened on first use and held to the manifest: its header, dtype and length."""
+        """The array `name` of a shard, opened on first use and held to the manifest: its files, header, dtype and length."""
         array = self._arrays.get((shard.name, name))
         if array is None:
             dtype, length = shard.arrays[name]
             header = f"{shard.name}/{name}/zarr.json"
+            chunks = (f"{shard.name}/{name}/c/{number}" for number in itertools.count())
+            _check_files(self._path, self._files, [header, *itertools.takewhile(self._files.__contains__, chunks)])
             if sha256(self._path / header) != self._files[header]["sha256"]:
                 raise UserError(f"{self._path / header} is damaged (wrong SHA-256): restore it or prepare the store again.")
-            # raw chunks are copied straight out of the page cache's map; a cache of our own would only copy them again
-            context = {"file_io_mode": {"mode": "memmap"}, "cache_pool": {"total_bytes_limit": 0}}
-            spec = array_spec(self._path / shard.name / name) | {"context": context}
-            array = ts.open(spec, open=True, dtype=ts.dtype(dtype), shape=[length]).result()
+            spec = array_spec(self._path / shard.name / name) | {"recheck_cached_data": "open"}
+            array = ts.open(spec, context=_MAPS, open=True, dtype=ts.dtype(dtype), shape=[length]).result()
+            if len(self._arrays) >= OPEN_ARRAYS:
+                self._arrays.clear()
             self._arrays[shard.name, name] = array
         return array
 
@@ -262,17 +299,17 @@ def _checked_manifest(path: Path, content: bytes) -> dict:
     return manifest
 
 
-def _check_files(path: Path, files: dict[str, dict]) -> None:
-    """UserError unless every file is there with its size: reading past the end of a truncated map ends in SIGBUS."""
+def _check_files(path: Path, files: Mapping[str, dict], names: Iterable[str]) -> None:
+    """UserError unless every named file is there with its size: reading past the end of a truncated map ends in SIGBUS."""
     root = str(path)
-    for name, entry in files.items():
+    for name in names:
         try:
-            size = os.stat(f"{root}/{name}").st_size  # a store of 10⁸ cells has 10⁵ files: no Path objects
+            size = os.stat(f"{root}/{name}").st_size  # no Path objects: there can be many
         except OSError:
             shard = name.split("/")[0]
             missing = name if (path / shard).exists() else shard
             raise UserError(f"{missing} is missing from the store {path}: restore it or prepare the store again.") from None
-        if size != entry["bytes"]:
+        if size != files[name]["bytes"]:
             raise UserError(
-                f"{path / name} has {size} bytes instead of {entry['bytes']}: restore it or prepare the store again."
+                f"{path / name} has {size} bytes instead of {files[name]['bytes']}: restore it or prepare the store again."
             )

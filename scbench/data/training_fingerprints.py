@@ -1,11 +1,11 @@
-"""The fingerprints of the cells that a model was trained on: gathered from a store, kept in a model directory, memory-mapped.
+"""The fingerprints of the cells that a model was trained on: streamed from a store, kept in a model directory, memory-mapped.
 
 In a model directory, beside training_cells.npy (sorted content hashes):
 
     fingerprints/about.json           format, number of cells, and which gene list
     fingerprints/core.npy             uint64, sorted hashes of core genes; cells with too few of them are absent
-    fingerprints/cells.npy            CELL [cells]: barcode, source and signature, in the order of the store
-    fingerprints/measured_genes.npy   uint8 [sources, …], packed bits: which genes of the list each source measured
+    fingerprints/cells.npy            CELL [cells]: barcode, measured set and signature, in the order of the store
+    fingerprints/measured_genes.npy   uint8 [sets, …], packed bits: which genes of the list each source measured
 """
 
 import json
@@ -15,35 +15,28 @@ from pathlib import Path
 
 import numpy as np
 
-from scbench.data.fingerprints import (
-    FINGERPRINTS_FILE,
-    FORMAT_VERSION,
-    MEASURED_FILE,
-    RECORD,
-    pack_measured,
-    read_blocks,
-    unpack_measured,
-)
+from scbench.data.fingerprint_genes import MOST_GENES, gene_list, measured_genes
+from scbench.data.fingerprints import FINGERPRINTS_FILE, FORMAT_VERSION, RECORD, WordIndex, read_blocks
+from scbench.data.measured import MEASURED_FILE, pack, unpack
 from scbench.data.store import Split, Store
 from scbench.errors import UserError
 
-CELL = np.dtype([(name, RECORD[name]) for name in ("barcode", "source", "signature")])
+CELL = np.dtype([(name, RECORD[name]) for name in ("barcode", "measured", "signature")])
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFingerprints:
     """What is known of the cells of a training set."""
 
-    content: np.ndarray  # uint64, sorted
-    core: np.ndarray  # uint64, sorted, none is 0
-    measured: np.ndarray  # bool [sources, MOST_GENES]
+    hashes: dict[str, np.ndarray] | None  # content and core, sorted uint64; None: the blocks hold them
+    measured: np.ndarray  # bool [sets, MOST_GENES]
     genes: str  # fingerprint of the gene list
     n_cells: int
-    blocks: Callable[[], Iterator[np.ndarray]]  # all cells, some at a time: CELL [n], or RECORD [n]
+    blocks: Callable[[], Iterator[np.ndarray]]  # all cells, some at a time: CELL [n], or RECORD [n] without hashes
 
     @classmethod
     def of_store(cls, store: Store, splits: Iterable[Split]) -> "TrainingFingerprints | None":
-        """Of the cells of some splits; None if the store was made before there were fingerprints. 16 bytes a cell in memory.
+        """Of the cells of some splits, on the disk; None if the store was made before there were fingerprints.
 
         Raises
         ------
@@ -58,31 +51,42 @@ class TrainingFingerprints:
 
         def blocks() -> Iterator[np.ndarray]:
             for path, stop in parts:
-                yield from read_blocks(path, stop)
+                try:
+                    yield from read_blocks(path, stop)
+                except (OSError, ValueError) as error:
+                    raise UserError(f"{path} cannot be read ({error}): run `scbench verify`.") from error
 
-        try:
-            hashes = [(block["content"].copy(), block["core"].copy()) for block in blocks()]
-            measured = unpack_measured(np.load(store.path / MEASURED_FILE, allow_pickle=False))
-        except (OSError, ValueError) as error:
-            raise UserError(f"the fingerprints of {store.path} cannot be read ({error}): run `scbench verify`.") from error
-        none = np.zeros(0, dtype=np.uint64)
-        content, core = (np.concatenate([none, *(pair[i] for pair in hashes)]) for i in (0, 1))
-        content.sort()
-        core = np.sort(core[core != 0])
-        return cls(content=content, core=core, measured=measured, genes=about["genes"], n_cells=len(content), blocks=blocks)
+        measured = measured_genes(store.measured_genes, gene_list(store.vocabulary))
+        n_cells = sum(stop for _, stop in parts)
+        return cls(hashes=None, measured=measured, genes=about["genes"], n_cells=n_cells, blocks=blocks)
+
+    def known(self, content: np.ndarray, core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the hashes are those of a training cell, bool, of contents and of core genes."""
+        asked = {"content": content, "core": core}
+        if self.hashes is not None:
+            return tuple(among(self.hashes[name], words) for name, words in asked.items())
+        indices = {name: WordIndex(words, np.arange(len(words))) for name, words in asked.items()}
+        found = {name: np.zeros(len(words), dtype=bool) for name, words in asked.items()}
+        for block in self.blocks():
+            for name, index in indices.items():
+                for _, cells in index.pairs(block[name]):
+                    found[name][cells] = True
+        return found["content"], found["core"]
 
     def save(self, directory: Path) -> None:
-        """Write the files named above, but for the content hashes, into `directory`, which is made."""
+        """Make `directory` and write the files named above, but for the content hashes; 16 bytes a cell in memory."""
         directory.mkdir()
-        np.save(directory / "core.npy", self.core)
-        np.save(directory / MEASURED_FILE, pack_measured(self.measured))
+        np.save(directory / MEASURED_FILE, pack(self.measured))
         cells = np.lib.format.open_memmap(directory / "cells.npy", mode="w+", dtype=CELL, shape=(self.n_cells,))
-        start = 0
+        core, start = np.zeros(self.n_cells, dtype=np.uint64), 0
         for block in self.blocks():
+            core[start : start + len(block)] = block["core"]
             for name in CELL.names:
                 cells[name][start : start + len(block)] = block[name]
             start += len(block)
         cells.flush()
+        core.sort()
+        np.save(directory / "core.npy", core[np.searchsorted(core, np.uint64(1)) :])
         about = {"format": FORMAT_VERSION, "cells": self.n_cells, "genes": self.genes}
         (directory / "about.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
 
@@ -100,14 +104,22 @@ class TrainingFingerprints:
             _check_format(about["format"], directory)
             core = np.load(directory / "core.npy", mmap_mode="r", allow_pickle=False)
             cells = np.load(directory / "cells.npy", mmap_mode="r", allow_pickle=False)
-            measured = unpack_measured(np.load(directory / MEASURED_FILE, allow_pickle=False))
+            measured = unpack(np.load(directory / MEASURED_FILE, allow_pickle=False), MOST_GENES)
             whole = cells.dtype == CELL and cells.shape == (about["cells"],) == content.shape and core.dtype == np.uint64
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the fingerprints in {directory} are damaged ({error}): copy the model again.") from error
         if not whole:
             raise UserError(f"the fingerprints in {directory} are not those of the model's training cells: copy it again.")
-        return cls(content=content, core=core, measured=measured, genes=about["genes"], n_cells=about["cells"],
+        return cls(hashes={"content": content, "core": core}, measured=measured, genes=about["genes"], n_cells=about["cells"],
                    blocks=lambda: read_blocks(directory / "cells.npy"))
+
+
+def among(known: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Which of `words` are in the sorted `known`, bool; only the pages of `known` that a binary search touches are read."""
+    if not len(known):
+        return np.zeros(len(words), dtype=bool)
+    at = np.minimum(np.searchsorted(known, words), len(known) - 1)
+    return known[at] == words
 
 
 def _parts(store: Store, split: Split) -> Iterator[tuple[Path, int]]:

@@ -4,8 +4,9 @@ import itertools
 
 import numpy as np
 
-from scbench.data.cells import sum_by_cell
+from scbench.data.cells import sum_by_cell, wide
 from scbench.kernels import random
+from scbench.kernels.logarithm import log1p
 
 TOTAL = 10_000  # --normalize total: counts per so many
 BINS = 50  # quantile bins 1 … 50; 0 stays for <cls> (the reference's "51 bins")
@@ -13,12 +14,12 @@ BINS = 50  # quantile bins 1 … 50; 0 stays for <cls> (the reference's "51 bins
 
 def log1p_counts(counts: np.ndarray) -> np.ndarray:
     """ln(1 + count), float32, of raw counts of any shape."""
-    return np.log1p(counts, dtype=np.float64).astype(np.float32)
+    return log1p(counts).astype(np.float32)
 
 
 def library_sizes(counts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """The sum of each cell's counts, int64 [cells]."""
-    return sum_by_cell(counts.astype(np.int64), offsets)
+    """The sum of each cell's counts, int64 [cells] (float64 for floating counts)."""
+    return sum_by_cell(wide(counts), offsets)
 
 
 def normalized_counts(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
@@ -34,6 +35,8 @@ def quantile_bins(counts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     gene's bin does not depend on which others are drawn or masked.
     """
     lengths = np.diff(offsets)
+    if counts.dtype.kind == "f":
+        counts = np.unique(counts, return_inverse=True)[1]  # only their order matters
     keys = (np.repeat(np.arange(len(lengths)), lengths) << 32) | counts.astype(np.int64)
     order = np.argsort(keys, kind="stable")
     run_starts = np.flatnonzero(np.concatenate([[True], np.diff(keys[order]) != 0])[: len(keys)])

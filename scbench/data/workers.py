@@ -1,7 +1,8 @@
-"""A pool of worker processes: started by spawn, gone when their parent is gone, errors as they were raised."""
+"""A pool of worker processes: forked from a clean server, gone when their parent is gone, errors as they were raised."""
 
 import contextlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -27,9 +28,9 @@ class Workers:
     def __init__(self, count: int):
         self._pool = None
         if count > 1:
-            # TensorStore aborts in a forked child of a process that has used it
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_start_worker)
+            # the server has imported TensorStore and never uses it: a forked child of a process that has aborts
+            forkserver = multiprocessing.get_context("forkserver")
+            self._pool = ProcessPoolExecutor(count, forkserver, initializer=_start_forked, initargs=(dict(os.environ),))
 
     def __enter__(self) -> "Workers":
         return self
@@ -53,7 +54,7 @@ class Workers:
                 done(task)
             return results
         try:
-            with _hidden_main():
+            with hidden_main():
                 futures = {self._pool.submit(function, task): task for task in tasks}
             for future in as_completed(futures):
                 future.result()
@@ -66,7 +67,20 @@ class Workers:
             ) from error
 
 
-def _start_worker() -> None:
+def start_server(modules: Sequence[str]) -> None:
+    """Start the process that workers are forked from, unless it is there: it imports `modules`, once for all of them, while
+    the caller goes on. It ends with this process."""
+    multiprocessing.forkserver.set_forkserver_preload(list(modules))
+    multiprocessing.forkserver.ensure_running()
+
+
+def _start_forked(environment: dict[str, str]) -> None:
+    os.environ.update(environment)  # the server's is from when it was started
+    start_worker()
+
+
+def start_worker() -> None:
+    """What a worker process does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the pool
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
@@ -78,11 +92,11 @@ def _exit_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _hidden_main() -> Iterator[None]:
+def hidden_main() -> Iterator[None]:
     """Hide the main script from the processes that start meanwhile.
 
-    A spawned child runs the main script again, so a user's script without an `if __name__ == "__main__"` would start
-    itself over and over. The tasks are importable functions of scbench: no child needs the script.
+    Such a child runs the main script again, so a user's script without an `if __name__ == "__main__"` would start itself
+    over and over. The tasks are importable functions of scbench: no child needs the script.
     """
     main = sys.modules["__main__"]
     hidden = {name: main.__dict__[name] for name in ("__file__", "__spec__") if name in main.__dict__}

@@ -21,7 +21,7 @@ import torch
 
 from scbench import __version__
 from scbench.config import EmbedConfig
-from scbench.data.cells import CellTokens, Counts, content_hash, take, to_tokens
+from scbench.data.cells import CellTokens, Counts, content_hash, take, to_tokens, wide
 from scbench.data.gene_identity import GeneMap, check_matched, map_genes
 from scbench.data.sampler import CellSampler
 from scbench.data.sources.anndata import AnnDataSource
@@ -72,7 +72,8 @@ def embed(
     model
         A pretrained model; its device is used, its training mode is left as it is.
     source
-        Raw counts: an AnnData (in memory, backed, a view), an h5ad file, or an open AnnDataSource.
+        Raw counts: an AnnData (in memory, backed, a view), an h5ad file, a zarr store, a 10x Genomics HDF5 file, or an open
+        AnnDataSource.
     max_genes
         Longer cells are sampled; by default what the model was trained with.
     draws
@@ -244,8 +245,8 @@ def match_counts(source: AnnDataSource, gene_map: GeneMap, advance: Callable[[in
     matched = total = 0
     for _, counts in chunks(source):
         known = gene_map.tokens[counts.columns] >= 0
-        matched += int(counts.counts[known].sum(dtype=np.int64))
-        total += int(counts.counts.sum(dtype=np.int64))
+        matched += wide(counts.counts[known]).sum()
+        total += wide(counts.counts).sum()
         advance(len(counts.offsets) - 1)
     check_matched(gene_map, matched, total)
     return {
@@ -284,6 +285,8 @@ def run_embed(config: EmbedConfig) -> dict:
     embedding_files.check_suffix(config.output, config.only_embedding)
     model = load_model(config.model)
     with opened(config.input, layer=config.layer, genes_column=config.genes_column) as source:
+        if source.kind != "h5ad" and not config.only_embedding:
+            raise UserError(f"only of an h5ad file a copy is written: for {source.name}, give --only-embedding.")
         embedding = embed_source(
             model, source, draws=config.draws, seed=config.seed, batch_cells=config.batch_cells, progress=not config.json
         )

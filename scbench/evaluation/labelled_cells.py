@@ -48,6 +48,10 @@ class LabelledCells(NamedTuple):
             said.append(f"Classes under {labels.SMALLEST_CLASS} cells, left out everywhere: {names}.")
         if sum(self.seen.values()):
             said.append(f"Known from training: {_by_stage(self.seen)}.")
+        unasked = [stage for stage in (leakage.CORE, leakage.GENE_SET) if stage not in self.seen]
+        if self.seen and unasked:
+            said.append(f"The leakage guard's stages {', '.join(unasked)} cannot be asked about this file and model: copies "
+                        "that only they know would not be found.")
         if self.overlap == TRANSDUCTIVE:
             said.append("Transductive: cells that the model may have been trained on were kept.")
         elif self.overlap == NOT_CHECKABLE:
@@ -106,7 +110,7 @@ def read_stored_cells(store: Store, split: str, label: str, most: int) -> Labell
         raise UserError(f"column {label!r} of {name} holds no label at all: choose another --label.")
     # the last extent may hold more cells than were asked for
     extents = [part.read_extent(number) for number in range(len(part.extent_sizes))]
-    genes, counts = (np.concatenate([extent[field] for extent in extents]).astype(np.uint32) for field in (0, 1))
+    genes, counts = (np.concatenate([extent[field] for extent in extents]) for field in (0, 1))
     lengths = np.concatenate([np.diff(extent.offsets) for extent in extents])
     cells = CellTokens(genes, counts, np.concatenate([[0], np.cumsum(lengths)]), obs["total"].to_numpy())
     tokens = take(cells, rows)
@@ -162,7 +166,7 @@ def _join(parts: list[CellTokens]) -> CellTokens:
 
 
 def _by_stage(seen: dict[str, int]) -> str:
-    return ", ".join(f"{cells:,} by {stage}" for stage, cells in seen.items())
+    return ", ".join(f"{cells:,} by {stage}" for stage, cells in seen.items() if cells)
 
 
 def _too_many(source: str, seen: dict[str, int], labelled: int, most: float) -> str:

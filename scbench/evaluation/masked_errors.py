@@ -29,7 +29,7 @@ def error_sums(predicted: np.ndarray, counts: np.ndarray, cells: np.ndarray, n_c
     """
     truth = np.log1p(counts.astype(np.float64))
     squared = (predicted - truth) ** 2
-    bins = np.searchsorted(list(COUNT_BINS.values()), counts, side="right") - 1
+    bins = np.searchsorted(list(COUNT_BINS.values()), np.maximum(counts, 1), side="right") - 1  # a fractional one under 1
     sums = np.zeros((n_cells, FIELDS))
     np.add.at(sums, (cells, GENES.start + bins), 1)
     np.add.at(sums, (cells, SQUARED.start + bins), squared)

@@ -47,7 +47,7 @@ from scbench.training.validation import validate
 
 # Options that a resumed run may change: where and how it runs, not what it computes.
 MAY_CHANGE = {"store", "stage_to", "output", "resume", "json", "debug", "deepspeed", "micro_batch_cells", "checkpoint_every",
-              "keep_last", "validate_every", "time_limit", "timeout", "peak_tflops"}
+              "keep_last", "validate_every", "loader_workers", "time_limit", "timeout", "peak_tflops"}
 READ_LAG = 8  # steps that the host may run ahead of the losses it has read from a GPU
 
 
@@ -110,6 +110,8 @@ def _pretrain(config: PretrainConfig) -> Run:
 
 
 def _run(config: PretrainConfig, store: Store, rank: int, world: int) -> Run:
+    if rank == 0:
+        store.check_files()  # now, and not after hours, when the loader comes to a file that is missing
     train = store.split("train")
     if train.n_cells == 0:
         raise UserError(f"the store {config.store} has no training cells: prepare it with a larger training share.")
@@ -133,7 +135,7 @@ def _run(config: PretrainConfig, store: Store, rank: int, world: int) -> Run:
         train, store.vocabulary, model.config.inputs, seed=config.seed, batch_cells=config.batch_cells,
         micro_batch_cells=config.micro_batch_cells, mask_ratio=config.mask_ratio,
         weighted_share=0.5 if config.weighted_sampling else 0.0, lanes=config.lanes, rank=rank, world=world,
-        start_step=start_step,
+        start_step=start_step, workers=config.loader_workers,
     )
     settings, notes = read_deepspeed_config(config, loader.micro_steps)
     engine = engines.make_engine(model, config, settings)

@@ -115,7 +115,7 @@ def test_synthetic_cells_look_like_a_census(import_benchmark):
     assert len(batch.masked) / (32 * 512) == pytest.approx(0.4, abs=0.02)
     _, [again] = cells.load_batches(options.Options(genes=512), 1)
     assert torch.equal(batch.genes, again.genes) and torch.equal(batch.values, again.values)
-    raw = [cells._raw_cell(options.Options(), 60_694, sample) for sample in range(64)]
+    raw = [cells.raw_cell(options.Options(), 60_694, sample) for sample in range(64)]
     counts = np.concatenate([c for _, c in raw])
     assert 0.6 < (counts == 1).mean() < 0.75 and 0.005 < (counts > 10).mean() < 0.06
     assert 1000 < np.median([len(g) for g, _ in raw]) < 2000

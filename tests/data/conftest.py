@@ -85,6 +85,6 @@ def run_python():
 
     def run(script: Path, **options) -> subprocess.CompletedProcess:
         options = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, **options}
-        return subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, **options)
+        return subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600, **options)
 
     return run

@@ -42,7 +42,7 @@ class FakeSplit:
         self.delay = delay
         self.reads: list[int] = []
         self.most_held = 0
-        self._held: weakref.WeakSet = weakref.WeakSet()
+        self.held = 0
 
     def cell(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         row = slice(self.offsets[number], self.offsets[number + 1])
@@ -56,9 +56,13 @@ class FakeSplit:
         # wider counts in every other extent, as the shards of a store may have
         counts = self.counts[row].astype(np.uint16 if extent % 2 else np.uint8)
         arrays = Extent(self.genes[row].copy(), counts, offsets - offsets[0])
-        self._held.add(arrays)
-        self.most_held = max(self.most_held, len(self._held))
+        self.held += 1
+        self.most_held = max(self.most_held, self.held)
+        weakref.finalize(arrays.genes, self._dropped)
         return arrays
+
+    def _dropped(self) -> None:
+        self.held -= 1
 
 
 def windows(split, steps: int, **options) -> list[list[CellBatch]]:

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from scbench.data.cells import Counts, content_hash, sum_by_cell, to_tokens
 from scbench.errors import UserError
+from scbench.kernels import cells as native
 from scbench.kernels import random
 
+native.library()  # compiled before a test is timed
 ENTRIES = st.lists(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 5)), max_size=12), max_size=8)
 
 
@@ -63,18 +65,18 @@ def test_hash_is_the_mixed_sum_of_words_whatever_the_order(cells, shuffler):
     for cell in cells:
         total = sum(random.fold(key, column, count) for column, count in cell) % 2**64
         expected.append(random.fold(random.key(1, random.Stream.CONTENT), total))
-    assert content_hash(*pack(cells)).tolist() == expected
+    assert content_hash(*pack(cells)[:3]).tolist() == expected
     for cell in cells:
         shuffler.shuffle(cell)
-    assert content_hash(*pack(cells)).tolist() == expected
+    assert content_hash(*pack(cells)[:3]).tolist() == expected
 
 
 def test_hash_depends_on_genes_and_counts_alone():
     cells = [[(1, 2)], [(2, 1)], [(1, 1), (2, 1)], [(1, 1)], [], [(1, 2)], []]
-    hashes = content_hash(*pack(cells))
+    hashes = content_hash(*pack(cells)[:3])
     assert hashes.dtype == np.uint64
     assert hashes[0] == hashes[5]
     assert hashes[4] == hashes[6]
     assert len(set(hashes.tolist())) == 5
-    genes, counts, offsets = pack(cells)
+    genes, counts, offsets = pack(cells)[:3]
     assert (content_hash(genes.astype(np.uint16), counts.astype(np.uint8), offsets) == hashes).all()

@@ -7,19 +7,12 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
+from scbench.data import fingerprints
 from scbench.data.fingerprint_genes import BINS, EMPTY, MOST_GENES, gene_list, measured_genes
-from scbench.data.fingerprints import (
-    CORE_GENES,
-    barcode_hashes,
-    core_hash,
-    jaccard,
-    pack_measured,
-    records,
-    signatures,
-    unpack_measured,
-)
+from scbench.data.fingerprints import CORE_GENES, WordIndex, barcode_hashes, core_hash, jaccard, records, signatures
 from scbench.data.gene_identity import GeneIdentity, map_genes
 from scbench.data.gene_table import gene_table
+from scbench.data.measured import measured_tokens, pack, unpack
 from scbench.data.vocabulary import Vocabulary
 
 MASK = 2**64 - 1
@@ -111,11 +104,11 @@ def test_estimated_jaccard_is_that_of_the_sets_on_shared_genes():
         pool = generator.permutation(len(GENES))[:1500]
         a = {int(n) for n in pool[: int(750 * (1 + share))] if by_a[n]}
         b = {int(n) for n in pool[-int(750 * (1 + share)):] if by_b[n]}
-        stored, asked = (
-            signatures(np.sort(np.flatnonzero(np.isin(common.numbers, list(s)))), np.array([0, len(s)]), common, seen)
-            for s, seen in ((a, None), (b, by_a))
+        of_a, of_b = (
+            signatures(np.flatnonzero(np.isin(common.numbers, list(cell))), np.array([0, len(cell)]), common)
+            for cell in (a, b)
         )
-        index, bins = jaccard(stored, asked, by_b)
+        index, bins = jaccard(of_a, of_b, (by_a & by_b)[None], np.zeros(1, dtype=int))
         shared = set(np.flatnonzero(by_a & by_b).tolist())
         errors.append(index[0] - len(a & b & shared) / len((a | b) & shared))
         assert 25 <= bins[0] <= BINS
@@ -149,6 +142,24 @@ def test_ids_and_symbols_both_lead_to_every_gene_of_the_list(organism):
 
 def test_what_a_source_measured_is_kept(vocabulary):
     identity = GeneIdentity([GENES[0], GENES[5], GENES[2499], None], [None, None, None, "unknown"], "human")
-    measured = measured_genes(map_genes(identity, vocabulary, "test"), gene_list(vocabulary))
-    assert np.flatnonzero(measured).tolist() == [0, 5, 2499]
-    np.testing.assert_array_equal(unpack_measured(pack_measured([measured, ~measured])), [measured, ~measured])
+    tokens = map_genes(identity, vocabulary, "test").tokens
+    measured = measured_tokens(tokens, vocabulary.size, np.array([[True, True, True, True], [False, True, False, True]]))
+    by_number = measured_genes(measured, gene_list(vocabulary))
+    assert [np.flatnonzero(row).tolist() for row in by_number] == [[0, 5, 2499], [5]]
+    np.testing.assert_array_equal(unpack(pack(measured), vocabulary.size), measured)
+    np.testing.assert_array_equal(measured_tokens(tokens, vocabulary.size), measured[:1])
+    with pytest.raises(ValueError, match="no sets of"):
+        unpack(pack(measured), vocabulary.size + 8)
+
+
+@pytest.mark.parametrize("most", [1, 3, 1 << 17])
+def test_an_index_gives_every_pair_once(monkeypatch, most):
+    monkeypatch.setattr(fingerprints, "PAIRS", most)
+    generator = np.random.default_rng(0)
+    ours, others = (generator.integers(0, 60, n).astype(np.uint64) << np.uint64(56) for n in (50, 80))
+    found = list(WordIndex(ours, np.arange(100, 150)).pairs(others))
+    pairs = sorted((int(i), int(cell)) for positions, cells in found for i, cell in zip(positions, cells, strict=True))
+    assert pairs == [(i, 100 + j) for i in range(80) for j in range(50) if others[i] == ours[j]] != []
+    longest = max(np.bincount([i for i, _ in pairs]))
+    assert max(len(cells) for _, cells in found) <= max(most, longest)
+    assert list(WordIndex(ours[:0], np.arange(0)).pairs(others)) == []

@@ -38,7 +38,8 @@ def test_info(good_store, capsys):
     size = sum(path.stat().st_size for path in good_store.rglob("*") if path.is_file() and path.name not in manifest_files)
     assert facts["bytes"] == size
     assert facts["vocabulary"]["tokens"] == 123
-    assert "from cells.h5ad" in said and "kept of obs: cell_type" in said
+    assert "from cells.h5ad" in said and "counts in X, 120 genes measured" in said
+    assert "kept of obs: cell_type" in said
     run_info(InfoConfig(store=good_store, json=True))
     assert capsys.readouterr().out == ""
 

@@ -1,6 +1,8 @@
 """SampleOrder: every cell once an epoch, as a slow oracle says, and the same batches for any number of ranks."""
 
+import math
 import tracemalloc
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -23,15 +25,22 @@ def extents_of(n_cells: int, extent_cells: int) -> np.ndarray:
 
 def oracle(sizes, seed: int, lanes: int, epoch: int) -> list[tuple[int, int, int]]:
     """One epoch by the definition, one sample at a time: (extent, index, lane)."""
-    extents = [int(e) for e in random.permutation(random.key(seed, Stream.EXTENT, epoch), len(sizes))]
+    key = random.key(seed, Stream.EXTENT, epoch)
+    groups = math.ceil(len(sizes) / min(lanes, len(sizes)))
+    dealt = [[] for _ in range(groups)]
+    for first in range(0, len(sizes), groups):  # of neighbours, each group gets one
+        for group, place in enumerate(random.bits(key, np.arange(first, first + groups)).argsort()):
+            if first + group < len(sizes):
+                dealt[place].append(first + group)
     out = []
-    for first in range(0, len(extents), lanes):
-        queues = []
-        for lane, extent in enumerate(extents[first : first + lanes]):
-            cells = random.permutation(random.key(seed, Stream.CELL, epoch, extent), int(sizes[extent]))
-            queues.append([(extent, int(i), lane) for i in cells])
-        while any(queues):
-            out += [queue.pop(0) for queue in queues if queue]
+    for group in dealt:
+        turns = []
+        lane_words = random.bits(random.fold(key, 0), np.array(group))
+        for lane, extent in enumerate(np.array(group)[np.argsort(lane_words)].tolist()):
+            size = int(sizes[extent])
+            cells = random.permutation(random.key(seed, Stream.CELL, epoch, extent), size)
+            turns += [(Fraction(2 * turn + 1, 2 * size), lane, (extent, int(i), lane)) for turn, i in enumerate(cells)]
+        out += [located for _, _, located in sorted(turns)]
     return out
 
 
@@ -109,6 +118,31 @@ def test_a_batch_mixes_all_lanes():
     assert len(np.unique(located.extents)) == 64
 
 
+@pytest.mark.parametrize(("extents", "lanes"), [(640, 64), (1000, 64), (65, 64), (7, 3)])
+def test_each_group_has_one_of_any_neighbours(extents, lanes):
+    """So a group is like the whole store, whatever lies together there."""
+    order = SampleOrder(np.full(extents, 2), 4, lanes)
+    groups = math.ceil(extents / lanes)
+    seen, sample = [], 0
+    for _ in range(groups):
+        group = order.group(sample)
+        assert len(group.extents) in (extents // groups, -(-extents // groups))
+        rows = group.extents // groups
+        assert len(np.unique(rows)) == len(rows)
+        seen += group.extents.tolist()
+        sample = group.stop
+    assert sorted(seen) == list(range(extents))
+
+
+def test_every_batch_has_its_share_of_short_and_long_lanes():
+    """Round-robin would leave the last of them to the longest lane."""
+    sizes = np.array([100, 1600, 400])
+    order = SampleOrder(sizes, 0, 3)
+    extents = order.locate(np.arange(2100)).extents.reshape(-1, 21)
+    for extent, size in enumerate(sizes):
+        assert set((extents == extent).sum(1).tolist()) <= {size // 100 - 1, size // 100, size // 100 + 1}
+
+
 def test_groups_cover_the_samples():
     sizes = np.array([5, 3, 4, 2, 6, 1, 4])
     order = SampleOrder(sizes, 2, 3)
@@ -129,7 +163,7 @@ def test_seed_and_lanes_matter_and_more_lanes_than_extents_do_not():
     base = as_list(SampleOrder(sizes, 0, 4).locate(np.arange(270)))
     assert as_list(SampleOrder(sizes, 0, 4).locate(np.arange(270))) == base
     assert as_list(SampleOrder(sizes, 1, 4).locate(np.arange(270))) != base
-    assert as_list(SampleOrder(sizes, 0, 3).locate(np.arange(270))) != base
+    assert as_list(SampleOrder(sizes, 0, 2).locate(np.arange(270))) != base
     all_lanes = as_list(SampleOrder(sizes, 0, 9).locate(np.arange(270)))
     assert as_list(SampleOrder(sizes, 0, 1000).locate(np.arange(270))) == all_lanes
 
@@ -155,7 +189,7 @@ def test_samples_far_away_and_memory():
     located = order.locate(samples)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(np.unique(located.extents)) == 64 and located.indices.max() < 2_000
+    assert len(np.unique(located.extents)) in (63, 64) and located.indices.max() < 2_000
     assert peak < 30e6
 
 

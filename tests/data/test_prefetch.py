@@ -8,6 +8,7 @@ import pytest
 from fake_split import OPTIONS, VOCABULARY, FakeSplit
 
 from scbench.data.loader import WINDOWS_AHEAD, Loader
+from scbench.data.prefetch import Prefetcher
 from scbench.errors import UserError
 
 
@@ -43,7 +44,7 @@ def test_close_is_prompt_and_final():
     next(loader)
     while not loader._windows._queue.full():  # then the thread waits for room
         time.sleep(0.01)
-    assert len(prefetch_threads()) == 1
+    assert len(prefetch_threads()) == 2
     start = time.perf_counter()
     loader.close()
     assert time.perf_counter() - start < 1
@@ -72,3 +73,25 @@ def test_works_ahead_and_counts_the_waiting():
         for _ in range(WINDOWS_AHEAD):
             next(loader)
         assert loader.wait_seconds - waited < 0.05
+
+
+def test_what_threads_make_comes_in_order():
+    """Every third item takes long: the others are made meanwhile, and wait."""
+    made = []
+
+    def make(item: int) -> int:
+        time.sleep(0.01 * (item % 3 == 0))
+        made.append(item)
+        if item == 20:
+            raise ValueError("twenty")
+        return -item
+
+    with Prefetcher((item for item in range(20)), 4, make, 3) as prefetcher:
+        assert list(prefetcher) == [-item for item in range(20)]
+    assert sorted(made) == list(range(20)) != made
+    with Prefetcher((item for item in range(30)), 4, make, 3) as prefetcher:
+        assert [next(prefetcher) for _ in range(20)] == [-item for item in range(20)]
+        for _ in range(2):
+            with pytest.raises(ValueError, match="twenty"):
+                next(prefetcher)
+    assert not prefetch_threads()

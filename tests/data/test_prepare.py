@@ -13,6 +13,7 @@ from scbench.config import PrepareConfig
 from scbench.data import plan as plan_module
 from scbench.data import prepare as prepare_module
 from scbench.errors import UserError
+from scbench.kernels import cells as native
 
 
 def random_counts(n_cells, n_genes=40, seed=0, density=0.3):
@@ -200,8 +201,10 @@ def test_one_content_is_never_in_two_splits_even_with_other_totals(write_cells, 
 def test_kept_columns_come_back_with_their_types(write_cells, stored_cells, tmp_path):
     obs = {"kind": ["x", None, "y"], "age": [1, 2, 3], "score": [0.5, np.nan, 2.0], "flag": [True, False, True]}
     obs["mixed"] = [1, 2, 3]
+    obs["absent"] = [np.nan] * 3  # in one input
+    other = obs | {"mixed": [0.5, 1, 2], "absent": ["p", "q", "r"]}
     a = write_cells("a.h5ad", random_counts(3, density=0.9), **obs)
-    b = write_cells("b.h5ad", random_counts(3, seed=1, density=0.9), **(obs | {"mixed": ["p", "q", "r"]}))
+    b = write_cells("b.h5ad", random_counts(3, seed=1, density=0.9), **other)
     store = prepare([a, b], tmp_path / "store", keep_obs=list(obs), split="1,0,0", workers=1)
     table = store.split("train").cells().set_index("original_id")
     assert table["age"].dtype == np.int64 and table["score"].dtype == np.float64
@@ -209,7 +212,8 @@ def test_kept_columns_come_back_with_their_types(write_cells, stored_cells, tmp_
     assert table.loc["a:0", "kind"] == "x" and table.loc[["a:1"], "kind"].isna().all()
     assert table.loc["a:0", "flag"] == "True"
     assert np.isnan(table.loc["a:1", "score"])
-    assert table.loc[["a:1", "b:1"], "mixed"].tolist() == ["2", "q"]
+    assert table.loc[["a:1", "b:0"], "mixed"].tolist() == [2.0, 0.5]
+    assert table.loc["a:1", "absent"] is None and table.loc["b:1", "absent"] == "q"
     assert list(store.split("train").cells(["age"]).columns) == ["age"]
 
 
@@ -218,19 +222,26 @@ def test_the_bytes_depend_on_nothing_but_the_input(write_cells, tmp_path, monkey
     files = [write_cells("a.h5ad", random_counts(350, seed=1)), write_cells("b.h5ad", random_counts(200, seed=2))]
     one = prepare(files, tmp_path / "one", workers=1)
     assert len(one.shards) > 6
-    monkeypatch.setattr(prepare_module, "TASK_CELLS", 64)
+    monkeypatch.setattr(plan_module, "TASK_CELLS", 64)
     two = prepare(files, tmp_path / "deep" / "two", workers=2)
     assert digest(one) == digest(two)
     assert one.fingerprint == two.fingerprint
     assert not list(tmp_path.glob(".*")) and not list((tmp_path / "deep").glob(".*"))
 
 
+def test_numpy_writes_the_bytes_that_the_c_code_writes(write_cells, tmp_path, monkeypatch):
+    path = write_cells("a.h5ad", random_counts(350, seed=1), genes=[f"gene{i * 7 % 40}" for i in range(40)])
+    ours = prepare(path, tmp_path / "ours", workers=1)
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert digest(prepare(path, tmp_path / "numpys", workers=1)) == digest(ours)
+
+
 def test_a_script_without_a_main_guard_can_use_workers(write_cells, tmp_path, run_python):
     write_cells("a.h5ad", random_counts(300))
     script = tmp_path / "script.py"
     script.write_text(
-        "from scbench.data import prepare\n"
-        "prepare.TASK_CELLS = 100\n"
+        "from scbench.data import plan, prepare\n"
+        "plan.TASK_CELLS = 100\n"
         "print('started')\n"
         "print(prepare.prepare('a.h5ad', 'store', workers=2).split('train').n_cells)\n"
     )
@@ -298,7 +309,7 @@ class TestBadInput:
     def test_fractional_value_in_a_worker_process(self, write_cells, tmp_path, monkeypatch):
         counts = random_counts(2000, density=0.9).astype(float)
         counts[1500, 3] = 0.5
-        monkeypatch.setattr(prepare_module, "TASK_CELLS", 1000)
+        monkeypatch.setattr(plan_module, "TASK_CELLS", 1000)
         self.fails("fractional values .* in cell 'a:1500'", write_cells("a.h5ad", counts), tmp_path, workers=2)
 
     def test_full_disk(self, write_cells, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from scbench import Store
+from scbench import Store, Vocabulary
 
 DATA = os.environ.get("SCBENCH_TEST_DATA")
 
@@ -91,3 +91,30 @@ def test_memory_is_bounded_and_does_not_grow_with_the_cells(tmp_path):
         file.unlink()
     assert max(together.values()) < 2e9
     assert apart[400_000] <= 1.05 * apart[200_000]
+
+
+@pytest.mark.full
+@pytest.mark.skipif(DATA is None, reason="SCBENCH_TEST_DATA is not set: no real cells")
+def test_memory_of_columns_and_of_merge(tmp_path):
+    """Counts by columns take no more than counts by rows; merge holds a few bytes a cell."""
+    import anndata
+
+    n_cells = 100_000
+    write_repeated(tmp_path / "rows.h5ad", Path(DATA) / "pbmc3k.h5ad", n_cells)
+    adata = anndata.read_h5ad(tmp_path / "rows.h5ad")
+    Vocabulary.build(adata.var_names).save(tmp_path / "vocabulary.json")
+    adata.X = adata.X.tocsc()
+    adata.write_h5ad(tmp_path / "columns.h5ad")
+    del adata
+    scbench = [sys.executable, "-m", "scbench"]
+    for i in (1, 2):
+        command = [*scbench, "prepare", tmp_path / "columns.h5ad", "-o", tmp_path / f"part-{i}", "--workers", "2",
+                   "--part", f"{i}/2", "--vocabulary", tmp_path / "vocabulary.json"]
+        together, _ = peak_memory(command, processes=5)
+        print(f"part {i} of 2, by columns: peak {together / 1e9:.2f} GB")
+        assert together < 2e9
+    parts = [tmp_path / "part-1", tmp_path / "part-2"]
+    together, _ = peak_memory([*scbench, "merge", *parts, "-o", tmp_path / "store"], processes=1)
+    print(f"merge: peak {together / 1e9:.2f} GB")
+    assert together < 0.5e9
+    assert sum(shard.cells for shard in Store.open(tmp_path / "store").shards) == n_cells

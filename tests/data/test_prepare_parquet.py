@@ -116,14 +116,14 @@ def folder(write_parquet, monkeypatch, tmp_path):
 def test_the_bytes_depend_on_nothing_but_the_input(folder, vocabulary, tmp_path, monkeypatch):
     options = {"vocabulary": vocabulary, "keep_obs": "donor"}
     one = prepare(folder, tmp_path / "one", workers=1, **options)
-    monkeypatch.setattr(prepare_module, "TASK_CELLS", 64)
+    monkeypatch.setattr(plan_module, "TASK_CELLS", 64)
     two = prepare(folder, tmp_path / "two", workers=2, **options)
     assert len(one.shards) > 6
     assert digest(one.path) == digest(two.path)
 
 
 def test_a_cut_off_run_goes_on(folder, vocabulary, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "TASK_CELLS", 64)
+    monkeypatch.setattr(plan_module, "TASK_CELLS", 64)
     options = {"vocabulary": vocabulary, "workers": 1}
     expected = digest(prepare(folder, tmp_path / "fresh", **options).path)
     parts = []
@@ -165,10 +165,11 @@ class TestBadInput:
             self.fails(match, tmp_path / inputs, tmp_path)
             self.fails(match, [tmp_path / "missing.h5ad", tmp_path / inputs], tmp_path)
 
-    def test_directory_without_parquet(self, vocabulary, write_cells, tmp_path):
+    def test_directory_without_inputs(self, vocabulary, tmp_path):
         (tmp_path / "folder").mkdir()
-        write_cells("folder/a.h5ad", random_counts(5))
-        self.fails("there is no .parquet file in the directory .*folder", tmp_path / "folder", tmp_path, vocabulary=vocabulary)
+        (tmp_path / "folder" / "a.csv").touch()
+        self.fails("there is no .h5ad, .h5 or .parquet file and no .zarr store in the directory .*folder", tmp_path / "folder",
+                   tmp_path, vocabulary=vocabulary)
 
     def test_same_file_twice(self, write_parquet, vocabulary, tmp_path):
         path = write_parquet("folder/a.parquet", random_counts(5))
@@ -195,7 +196,7 @@ class TestBadInput:
         self.fails("cell '1' of a.parquet has no value", path, tmp_path, vocabulary=vocabulary, split_by="donor")
 
     def test_wrong_vocabulary_in_a_worker_process(self, write_parquet, vocabulary, tmp_path, monkeypatch):
-        monkeypatch.setattr(prepare_module, "TASK_CELLS", 1000)
+        monkeypatch.setattr(plan_module, "TASK_CELLS", 1000)
         counts = np.zeros((2000, GENES + 1), dtype=int)
         counts[:, 0] = np.arange(2000) + 1
         counts[1500, GENES] = 1

@@ -13,7 +13,7 @@ import pytest
 
 SETTINGS = """
 from scbench.data import plan, prepare
-plan.SHARD_CELLS, prepare.TASK_CELLS = 150, 100
+plan.SHARD_CELLS, plan.TASK_CELLS = 150, 100
 INPUTS = ["a.h5ad", "b.h5ad"]
 """
 
@@ -21,7 +21,7 @@ INPUTS = ["a.h5ad", "b.h5ad"]
 # children use TensorStore.
 KILLED = SETTINGS + """
 import os, signal
-from scbench.data import gather, scatter
+from scbench.data import gather, publish, scatter
 
 
 def die_at(module, name, call):
@@ -50,8 +50,8 @@ for moment in [
     (scatter, "_write", 3),  # inside the second part
     (prepare, "gather", 1),  # between the passes
     (gather.ShardWriter, "append", 2),  # inside the first shards
-    (prepare, "write_manifest", 1),  # shards in place, no manifest
-    (prepare, "sync", 1),  # published, but not cleaned up
+    (publish, "write_manifest", 1),  # shards in place, no manifest
+    (publish, "sync", 1),  # published, but not cleaned up
 ]:
     if moment[1] == "_write":  # another plan's leftovers, which must not be used
         assert prepared_by_a_child(*moment, seed=5) == -signal.SIGKILL
@@ -152,6 +152,6 @@ def test_two_at_once(folder, run_python):
     (folder / ".prepare-store").mkdir()
     with open(folder / ".prepare-store" / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another scbench prepare is making this store"):
+        with pytest.raises(UserError, match="another scbench prepare or merge is making this store"):
             prepare([folder / "a.h5ad"], folder / "store", workers=1)
     assert os.path.exists(folder / ".prepare-store" / "lock")

@@ -19,6 +19,14 @@ def test_results_come_in_the_order_of_the_tasks(count):
     assert sorted(done[:9]) == list(range(-9, 0))
 
 
+def test_workers_have_the_environment_of_now(monkeypatch):
+    """The server that they are forked from keeps that of its start."""
+    for value in ("first", "second"):
+        monkeypatch.setenv("SCBENCH_OF_NOW", value)
+        with Workers(2) as pool:
+            assert pool.map(os.getenv, ["SCBENCH_OF_NOW"] * 2, lambda _: None) == [value] * 2
+
+
 def test_a_worker_that_dies_is_an_error_of_its_own():
     with Workers(2) as pool, pytest.raises(WorkerKilledError, match="fewer --workers"):
         pool.map(os._exit, [1, 1], lambda _: None)

@@ -1,5 +1,6 @@
 """A cell's embedding is its own: whatever file, row, chunk or batch it is in."""
 
+import dataclasses
 import errno
 import json
 import re
@@ -198,6 +199,15 @@ def test_run_embed_alone(files, model, cells, tmp_path):
     with np.load(tmp_path / "out.npz", allow_pickle=False) as file:
         np.testing.assert_array_equal(file["X_scbench"], embed(model, cells))
         assert file["cell"].tolist() == cells.obs_names.tolist()
+
+
+def test_a_zarr_store_is_embedded_as_the_file_but_not_copied(files, model, cells, tmp_path):
+    cells.write_zarr(tmp_path / "in.zarr")
+    np.testing.assert_array_equal(embed(model, tmp_path / "in.zarr"), embed(model, cells))
+    config = dataclasses.replace(files("out.h5ad"), input=tmp_path / "in.zarr")
+    with pytest.raises(UserError, match=r"only of an h5ad file a copy is written: for in\.zarr, give --only-embedding"):
+        run_embed(config)
+    assert not (tmp_path / "out.h5ad").exists()
 
 
 def test_run_embed_refuses(files, tmp_path):

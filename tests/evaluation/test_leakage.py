@@ -16,6 +16,7 @@ from scbench.config import ModelConfig
 from scbench.data.gene_table import gene_table
 from scbench.data.training_fingerprints import TrainingFingerprints
 from scbench.errors import UserError
+from scbench.evaluation import leakage
 from scbench.evaluation.classification import benchmark_classification
 from scbench.evaluation.leakage import find_seen_cells
 from scbench.models.model import ExpressionModel
@@ -104,14 +105,44 @@ def test_genes_that_the_training_file_lacked_do_not_count(store):
 
 def test_empty_cells_and_cells_of_one_gene(tmp_path):
     cells = make(20, 3)
-    cells.X = sp.csr_matrix(cells.X.toarray() * (np.arange(20) > 1)[:, None])
-    cells.X[1, 0] = 1
+    counts = cells.X.toarray() * (np.arange(20) > 1)[:, None]
+    counts[1, 0] = 1
+    cells.X = sp.csr_matrix(counts)
     cells.write_h5ad(tmp_path / "c.h5ad")
     store = scbench.prepare(tmp_path / "c.h5ad", tmp_path / "store", workers=1, min_genes=0)
-    asked = make(3, 4)
-    asked.X = sp.csr_matrix(([1.0, 1.0], [0, 5], [0, 0, 1, 2]), shape=asked.shape, dtype=np.float32)
-    found = find_seen_cells(store, asked)
-    assert found.stage.tolist() == [-1, 0, -1]  # an empty cell has nothing to be known by
+    asked = cells[:3].copy()  # empty, of one gene, and one as others
+    asked.obs_names = ["c0", "c1", "c2"]
+    assert find_seen_cells(store, asked).stage.tolist() == [-1, -1, 0]  # too little to be known by
+
+
+def test_panels_are_not_asked_by_core_or_gene_set(tmp_path):
+    """Cells that express most of 60 genes are alike: neither a barcode nor its absence makes copies of them."""
+    panel = make(80, 3)[:, 200:260].copy()
+    panel.X = sp.csr_matrix(np.random.default_rng(0).poisson(2, panel.shape).astype(np.float32))
+    panel[:40].copy().write_h5ad(tmp_path / "panel.h5ad")
+    store = scbench.prepare(tmp_path / "panel.h5ad", tmp_path / "store", workers=1)
+    others = panel[40:].copy()
+    others.obs_names = panel.obs_names[:40]
+    assert find_seen_cells(store, others).counts() == {"content": 0, "barcode": 0}
+    others.obs_names = [f"c{i}" for i in range(40)]
+    assert find_seen_cells(store, others).counts() == {"content": 0}
+    assert find_seen_cells(store, panel).counts()["content"] == 40
+
+
+def test_more_sets_of_measured_genes_than_have_signatures_of_their_own(store, monkeypatch):
+    monkeypatch.setattr(leakage, "NARROW_SETS", 0)
+    changed = change(make(60, 0), 0.1)
+    assert stages(find_seen_cells(store, changed)) == {"barcode": 60}
+    changed.obs_names = [f"c{i}" for i in range(60)]
+    assert stages(find_seen_cells(store, changed)) == {"gene set": 60}
+    assert stages(find_seen_cells(store, make(60, 7, barcodes=False))) == {}
+
+
+def test_fingerprints_on_another_list_of_genes_leave_the_contents(store):
+    store = scbench.Store.open(store.path)
+    store.manifest["fingerprints"]["genes"] = "another"
+    found = find_seen_cells(store, make(60, 0))
+    assert found.counts() == {"content": 60}
 
 
 def model_of(store: scbench.Store, folder: Path, splits: tuple[str, ...] = ("train", "validation")) -> ExpressionModel:
@@ -180,12 +211,6 @@ def test_the_benchmark_refuses_above_one_percent_and_reports_every_stage(store, 
     assert kept.details["cells"]["seen"]["barcode"] == seen
 
 
-def test_two_preparations_give_the_same_fingerprints(store, tmp_path):
-    folder = store.path.parent
-    again = scbench.prepare([folder / "a.h5ad", folder / "b.h5ad"], tmp_path / "again", workers=2, split=".8,.1,.1")
-    assert again.fingerprint == store.fingerprint
-
-
 @real
 @pytest.mark.full
 def test_pbmc3k_counted_again_is_found_and_another_donor_is_not(tmp_path):
@@ -195,25 +220,96 @@ def test_pbmc3k_counted_again_is_found_and_another_donor_is_not(tmp_path):
         assert find_seen_cells(store, folder / "pbmc3k.h5ad").seen.sum() == expected
 
 
-@real
-@pytest.mark.full
-def test_pbmc3k_by_ensembl_ids_or_without_variable_genes_is_known_in_a_store_of_symbols(tmp_path):
-    cells = anndata.read_h5ad(Path(DATA) / "pbmc3k.h5ad")[:600].copy()
+@pytest.fixture(scope="module")
+def pbmc3k(tmp_path_factory) -> tuple[scbench.Store, anndata.AnnData]:
+    """A store of pbmc3k by symbols, and its cells by Ensembl ids with symbols in var, float32 counts."""
+    folder = tmp_path_factory.mktemp("pbmc3k")
+    cells = anndata.read_h5ad(Path(DATA) / "pbmc3k.h5ad")
     symbols = cells.copy()
     del symbols.var["gene_ids"]
-    symbols.write_h5ad(tmp_path / "symbols.h5ad")
-    store = scbench.prepare(tmp_path / "symbols.h5ad", tmp_path / "store", workers=1)
-    ids = cells.copy()
-    ids.var = pd.DataFrame(index=cells.var["gene_ids"].astype(str).to_numpy())
-    ids.obs_names = [f"c{i}" for i in range(600)]
-    found = find_seen_cells(store, ids)
+    symbols.write_h5ad(folder / "symbols.h5ad")
+    cells.var = pd.DataFrame({"symbol": cells.var_names}, index=cells.var["gene_ids"].astype(str).to_numpy())
+    cells.X = cells.X.astype(np.float32)
+    return scbench.prepare(folder / "symbols.h5ad", folder / "store", workers=1), cells
+
+
+def without_barcodes(cells: anndata.AnnData) -> anndata.AnnData:
+    renamed = cells.copy()
+    renamed.obs_names = [f"c{i}" for i in range(cells.n_obs)]
+    return renamed
+
+
+def expressed_in(cells: anndata.AnnData, least: int) -> anndata.AnnData:
+    scanpy = pytest.importorskip("scanpy", reason="scanpy, whose filters these are, is not installed")
+    kept = cells.copy()
+    scanpy.pp.filter_genes(kept, min_cells=least)
+    return kept
+
+
+def symbols_unlike(cells: anndata.AnnData, pattern: str) -> anndata.AnnData:
+    return cells[:, ~cells.var["symbol"].str.match(pattern).to_numpy()].copy()
+
+
+def most_variable(cells: anndata.AnnData, n: int, flavor: str) -> anndata.AnnData:
+    import scanpy
+
+    kept = expressed_in(cells, 3)
+    logarithms = kept.copy()
+    scanpy.pp.normalize_total(logarithms, target_sum=1e4)
+    scanpy.pp.log1p(logarithms)
+    scanpy.pp.highly_variable_genes(logarithms, n_top_genes=n, flavor=flavor)
+    return kept[:, logarithms.var["highly_variable"].to_numpy()].copy()
+
+
+@real
+@pytest.mark.full
+@pytest.mark.parametrize("filtered", [
+    lambda cells: cells,
+    lambda cells: expressed_in(cells, 3),
+    lambda cells: expressed_in(cells[:600], 3),
+    lambda cells: expressed_in(cells, 10),
+    lambda cells: symbols_unlike(cells, "MT-"),
+    lambda cells: symbols_unlike(expressed_in(cells, 3), "MT-|RPS|RPL"),
+], ids=["none", "min_cells=3", "min_cells=3 of 600", "min_cells=10", "no MT", "min_cells=3, no MT, no RPS and RPL"])
+def test_copies_of_pbmc3k_without_rare_or_named_genes_are_all_known(pbmc3k, filtered):
+    store, cells = pbmc3k
+    copies = filtered(without_barcodes(cells))
+    found = find_seen_cells(store, copies)
     assert found.seen.all()
-    assert found.counts()["content"] + found.counts()["core"] > 590
-    # the 2,000 genes that vary most above what their mean explains, left out
-    mean, square = (np.asarray(x.mean(0)).ravel() for x in (cells.X, cells.X.multiply(cells.X)))
-    expressed = mean > 0.01
-    excess = np.where(expressed, (square - mean**2) / np.maximum(mean, 1e-9), 0)
-    kept = ids[:, np.sort(np.argsort(-excess)[2000:])].copy()
-    found = find_seen_cells(store, kept)
-    print(found.counts())
-    assert found.counts()["core"] > 300
+    assert found.counts()["content"] + found.counts()["core"] > 0.97 * copies.n_obs
+
+
+@real
+@pytest.mark.full
+@pytest.mark.parametrize(("n", "flavor", "least"), [
+    (1000, "seurat", 0.2), (2000, "seurat", 0.95), (2000, "cell_ranger", 0.3), (5000, "seurat", 1),
+    (5000, "cell_ranger", 0.97),
+])
+def test_copies_of_pbmc3k_with_variable_genes_alone_are_known_by_their_barcodes_only(pbmc3k, n, flavor, least):
+    store, cells = pbmc3k
+    copies = most_variable(cells, n, flavor)
+    assert find_seen_cells(store, copies).seen.mean() >= least
+    without = find_seen_cells(store, without_barcodes(copies))
+    assert not without.seen.any()
+    assert without.checked == ("content",)  # and says that it could not look for them
+
+
+@real
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["celllines_multiplatform", "heart_san", "onek1k_1000g", "zheng_purified",
+                                  "norman_mcfaline_500g", "schraivogel_tapseq_72g", "gbm_panobinostat_300g"])
+def test_half_of_a_file_is_not_taken_for_the_other(tmp_path, name):
+    cells = anndata.read_h5ad(Path(DATA) / f"{name}.h5ad")
+    order = np.random.default_rng(0).permutation(cells.n_obs)
+    half = cells.n_obs // 2
+    cells[order[:half]].copy().write_h5ad(tmp_path / "half.h5ad")
+    store = scbench.prepare(tmp_path / "half.h5ad", tmp_path / "store", workers=1, min_genes=0)
+    others = cells[order[half:]].copy()
+    found = find_seen_cells(store, others)
+    assert not found.seen.any()
+    assert not find_seen_cells(store, without_barcodes(others)).seen.any()
+    ids = store.split("train").cells(["original_id"])["original_id"]
+    others.obs_names = ids.sample(others.n_obs, replace=True, random_state=0).to_numpy()
+    assert find_seen_cells(store, others).seen.mean() < 0.001  # even if each had the barcode of another
+    panel = cells.n_vars <= 1000
+    assert ("gene set" in found.checked) == ("core" in found.checked) == (not panel)

@@ -12,10 +12,12 @@ from scbench.kernels.random import Stream
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
+from scbench.kernels import random_triton  # noqa: E402
+
 # `interpret` is read when a kernel is decorated, so the interpreted kernels are those of a second copy of the module.
 with triton.knobs.runtime.scope():
     triton.knobs.runtime.interpret = True
-    _spec = importlib.util.spec_from_file_location("interpreted_random", random.__file__)
+    _spec = importlib.util.spec_from_file_location("interpreted_random", random_triton.__file__)
     _interpreted = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(_interpreted)
     bits_triton, keep_triton = _interpreted.bits_triton, _interpreted.keep_triton
@@ -69,8 +71,8 @@ def test_dropout_decisions_are_torchs(columns, probability):
 def compiled_kernel(keys, counters, words, keep, threshold, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     key, counter = tl.load(keys + i), tl.load(counters + i)
-    tl.store(words + i, random.bits_triton(key, counter).to(tl.int64, bitcast=True))
-    tl.store(keep + i, random.keep_triton(tl.load(keys), counter, threshold).to(tl.int8))
+    tl.store(words + i, random_triton.bits_triton(key, counter).to(tl.int64, bitcast=True))
+    tl.store(keep + i, random_triton.keep_triton(tl.load(keys), counter, threshold).to(tl.int8))
 
 
 def test_compiles_for_a_gpu_without_one():

@@ -1,50 +1,52 @@
-"""AnnData as a source of cells: an h5ad file read by rows without loading it, or an AnnData in memory, backed or a view."""
+"""AnnData as a source of cells: an h5ad file or zarr store read by rows without loading it, or an AnnData in memory, backed
+or a view; and 10x Genomics HDF5 files, which hold less.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
-import anndata
-import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scbench.config import Fractional
 from scbench.data.cells import MAX_COUNT, Counts
-from scbench.data.counts import INEXACT_DISTANCE, INEXACT_SHARE, find_problem, recover
+from scbench.data.counts import FRACTIONAL, INEXACT_DISTANCE, INEXACT_SHARE, TAKE_FRACTIONAL, recover
+from scbench.data.fractional import accept_counts
 from scbench.data.gene_identity import GeneIdentity, identify
-from scbench.data.sources.matrix import Matrix, Rows, ViewMatrix, open_matrix
+from scbench.data.sources.matrix import CSCMatrix, Matrix, Rows, ViewMatrix, open_matrix
+from scbench.data.sources.row_order import RowFiles, write_rows
+from scbench.data.sources.stored import Candidate, Reading, StoredAnnData, check_anndata, close, named_licence, open_root
+from scbench.data.sources.tenx import TenxFile, is_tenx
 from scbench.errors import UserError
 
 SAMPLE_WINDOWS, WINDOW_ROWS = 32, 8  # rows on which a candidate for the counts is tested
 PASS_ROWS = 1024  # rows at once in a pass over the whole source
-
-
-class _Candidate(NamedTuple):
-    """A place where the counts may be."""
-
-    place: str  # X, raw, or the name of a layer: what --layer takes
-    open: Callable[[], Matrix]
-    var: Callable[[], pd.DataFrame]
+_KINDS = {"h5ad": "an h5ad file", "zarr": "a zarr store", TenxFile.kind: "a 10x Genomics file", "AnnData": "an AnnData"}
 
 
 class AnnDataSource:
-    """The cells of one h5ad file or AnnData object: raw counts by ranges of rows, genes, annotation.
+    """The cells of one file or AnnData object: raw counts by ranges of rows, genes, annotation.
 
     The counts are the first of layers["counts"], raw and X that holds nothing but non-negative integers on rows spread
-    over the source; every range that is read is tested again.
+    over the source; every range that is read is tested again. A 10x Genomics HDF5 file has one matrix, called X.
 
     Parameters
     ----------
     source
-        Path of an h5ad file, or an AnnData (in memory, backed or a view; it is never changed).
+        Path of an h5ad file, of the directory of a zarr store, or of a 10x Genomics HDF5 file; or an AnnData (in memory,
+        backed or a view; it is never changed).
     layer
-        Where the counts are: "X", "raw" or the name of a layer.
+        Where the counts are: "X", "raw" or the name of a layer. Of no meaning for a 10x file.
     genes_column
-        The column of var that names the genes.
+        The column of var that names the genes. Of no meaning for a 10x file.
     recover_counts
         If nothing holds integers, bring counts back from log1p(count × unit) with an unknown unit a cell.
+    fractional
+        If nothing holds integers, or where some values are not whole: refuse, round or keep them (`accept_counts`).
+    rows
+        Where the rows of the same file and `layer` are (`bring_into_rows`).
 
     Raises
     ------
@@ -61,23 +63,26 @@ class AnnDataSource:
         layer: str | None = None,
         genes_column: str | None = None,
         recover_counts: bool = False,
+        fractional: Fractional = "refuse",
+        rows: Path | None = None,
     ):
-        self._file: h5py.File | None = None
-        if isinstance(source, AnnData):
-            self.name = "AnnData"
-            self.n_cells = source.n_obs
-            self._adata, candidates = source, _object_candidates(source)
-        else:
-            self.name = Path(source).name
-            self._file = _open_file(Path(source))
-            self._adata, candidates = None, _file_candidates(self._file)
+        self.name = "AnnData" if isinstance(source, AnnData) else Path(source).name
+        self._fractional: Fractional = fractional
+        self._parts = _AnnDataObject(source) if isinstance(source, AnnData) else _open_parts(Path(source))
+        self.kind: str = self._parts.kind
+        if self.kind == TenxFile.kind:
+            layer = genes_column = None
         try:
             with self._reading():
-                if self._file is not None:
-                    self.n_cells = _length(self._file["obs"])
+                self.n_cells: int = self._parts.n_cells
                 if self.n_cells == 0:
                     raise UserError(f"{self.name} has no cells.")
-                candidate, self._matrix, self._recovering = self._choose(candidates, layer, recover_counts)
+                candidates = self._parts.candidates()
+                if rows is None:
+                    candidate, self._matrix, self._recovering = self._choose(candidates, layer, recover_counts)
+                else:
+                    candidate, self._matrix = candidates[layer], RowFiles(rows)
+                    self._recovering = self._matrix.recovering
                 var = candidate.var()
                 if self._matrix.shape != (self.n_cells, len(var)):
                     raise UserError(
@@ -85,7 +90,7 @@ class AnnDataSource:
                         f"{self._matrix.shape[1]}, but there are {self.n_cells} cells and {len(var)} genes."
                     )
                 self.layer: str = candidate.place
-                self.identity: GeneIdentity = identify(var.index, var, genes_column, self.name)
+                self._var, self._genes_column = var, genes_column
         except BaseException:
             self.close()
             raise
@@ -98,28 +103,38 @@ class AnnDataSource:
 
     def close(self) -> None:
         """Close the file, if it is one that the source opened."""
-        if self._file is not None:
-            self._file.close()
+        self._parts.close()
 
-    def _reading(self) -> "_Reading":
-        return _Reading(self.name)
+    def _reading(self) -> Reading:
+        return Reading(self.name, _KINDS[self.kind])
 
     @cached_property
     def obs_names(self) -> np.ndarray:
         """The ids of the cells, str objects [cells]."""
-        if self._adata is not None:
-            return self._adata.obs_names.to_numpy(dtype=object)
         with self._reading():
-            obs = self._file["obs"]
-            return np.array([str(name) for name in anndata.io.read_elem(obs[obs.attrs["_index"]])], dtype=object)
+            return self._parts.obs_names()
 
     @cached_property
     def obs(self) -> pd.DataFrame:
         """The annotation of the cells, read when first asked for."""
-        if self._adata is not None:
-            return self._adata.obs
         with self._reading():
-            return anndata.io.read_elem(self._file["obs"])
+            return self._parts.obs()
+
+    @property
+    def licence(self) -> str | None:
+        """The licence that uns names, if it does."""
+        with self._reading():
+            return self._parts.licence()
+
+    @cached_property
+    def identity(self) -> GeneIdentity:
+        """What var says about the genes; UserError if the column that is to name them is not there."""
+        return identify(self._var.index, self._var, self._genes_column, self.name)
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether the counts are stored by columns, so that reading rows here and there takes passes over all of them."""
+        return isinstance(self._matrix, CSCMatrix)
 
     def read(self, start: int, stop: int) -> Counts:
         """The counts of cells `start` … `stop`−1; UserError names the cell if a value is no count."""
@@ -131,14 +146,15 @@ class AnnDataSource:
         if self._recovering:
             self._check_recoverable(rows, start)
             values = recover(values, rows.offsets).counts
-        problem = find_problem(values)
-        if problem:
+        accepted, problem = accept_counts(values, rows.offsets, self._fractional)
+        if accepted is None:
             cell = self._cell(rows, start, problem.position)
             raise UserError(
                 f"{_called(self.layer)} of {self.name} holds {problem.reason} ({problem.value:g} in cell {cell!r}) where raw "
-                "counts are expected; if they are elsewhere, say where with --layer."
+                "counts are expected; if they are elsewhere, say where with --layer"
+                f"{TAKE_FRACTIONAL if problem.reason == FRACTIONAL else ''}."
             )
-        return Counts(rows.columns, values.astype(np.uint32), rows.offsets)
+        return Counts(rows.columns, accepted.counts, rows.offsets, accepted.fractional, accepted.distance)
 
     @cached_property
     def recovered(self) -> dict | None:
@@ -203,11 +219,11 @@ class AnnDataSource:
             yield start, rows
             start += PASS_ROWS
 
-    def _why_not_counts(self, matrix: Matrix) -> str | None:
+    def _why_not_counts(self, matrix: Matrix, fractional: Fractional = "refuse") -> str | None:
         """None if a sample of the matrix holds counts; else what it holds instead."""
         empty = True
         for start, rows in self._sample(matrix):
-            problem = find_problem(rows.values)
+            problem = accept_counts(rows.values, rows.offsets, fractional)[1]
             if problem:
                 return f"{problem.reason} such as {problem.value:g} in cell {self._cell(rows, start, problem.position)!r}"
             empty &= not rows.values.any()
@@ -229,8 +245,8 @@ class AnnDataSource:
         return f"values that are no multiples of a unit ({_inexact(share)})" if share >= INEXACT_SHARE else None
 
     def _choose(
-        self, candidates: dict[str, _Candidate], layer: str | None, recover_counts: bool
-    ) -> tuple[_Candidate, Matrix, bool]:
+        self, candidates: dict[str, Candidate], layer: str | None, recover_counts: bool
+    ) -> tuple[Candidate, Matrix, bool]:
         """The first candidate that holds counts (or, if asked for, recoverable ones), opened; whether to recover."""
         if layer is not None and layer not in candidates:
             there = ", ".join(candidates) or "nothing"
@@ -242,6 +258,11 @@ class AnnDataSource:
             found[place] = self._why_not_counts(matrix)
             if found[place] is None:
                 return candidates[place], matrix, False
+        if self._fractional != "refuse":
+            for place, matrix in matrices.items():
+                found[place] = self._why_not_counts(matrix, self._fractional)
+                if found[place] is None:
+                    return candidates[place], matrix, False
         if recover_counts:
             for place, matrix in matrices.items():
                 found[place] = self._why_not_recoverable(matrix)
@@ -257,33 +278,21 @@ class AnnDataSource:
             advice = f"there are integers in {' and '.join(map(_called, others))}: give --layer {others[0]}"
         else:
             advice = "use a file with raw counts, or --recover-counts if the values are log-normalised counts"
+            if self._fractional == "refuse" and any(reason.startswith(FRACTIONAL) for reason in found.values()):
+                advice += TAKE_FRACTIONAL
         raise UserError(f"no raw counts were found in {self.name}: {reasons}; {advice}.")
 
-    def _open(self, candidate: _Candidate) -> Matrix:
+    def _open(self, candidate: Candidate) -> Matrix:
         try:
             return candidate.open()
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{_called(candidate.place)} of {self.name} is no matrix that can be read: {error}.") from None
 
-    def _holds_counts(self, candidate: _Candidate) -> bool:
+    def _holds_counts(self, candidate: Candidate) -> bool:
         try:
             return self._why_not_counts(self._open(candidate)) is None
         except UserError:
             return False
-
-
-class _Reading:
-    """Turns what HDF5 and AnnData raise on a damaged file into one sentence."""
-
-    def __init__(self, name: str):
-        self._name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _) -> None:
-        if isinstance(error, (OSError, KeyError, RuntimeError)):
-            raise UserError(f"{self._name} is damaged or not an h5ad file: {str(error).splitlines()[0]}.") from error
 
 
 def _called(place: str) -> str:
@@ -308,52 +317,59 @@ def _not_logarithms(values: np.ndarray) -> tuple[str, int] | None:
     return None
 
 
-def _open_file(path: Path) -> h5py.File:
-    if not path.exists():
-        raise UserError(f"there is no file {path}.")
-    if path.is_dir():
-        raise UserError(f"{path} is a directory, not an h5ad file.")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty (0 bytes).")
+class _AnnDataObject:
+    """The parts of an AnnData object."""
+
+    kind = "AnnData"
+
+    def __init__(self, adata: AnnData):
+        self._adata = adata
+        self.n_cells = adata.n_obs
+
+    def obs_names(self) -> np.ndarray:
+        return self._adata.obs_names.to_numpy(dtype=object)
+
+    def obs(self) -> pd.DataFrame:
+        return self._adata.obs
+
+    def licence(self) -> str | None:
+        return named_licence(self._adata.uns)
+
+    def candidates(self) -> dict[str, Candidate]:
+        return _object_candidates(self._adata)
+
+    def close(self) -> None:
+        pass
+
+
+def bring_into_rows(path: Path, layer: str, start: int, stop: int, directory: Path, *, recovering: bool) -> None:
+    """Write cells `start` … `stop`−1 of a file that has them by columns into `directory`, to be read as `rows`.
+
+    `recovering`: whether counts have to be recovered. UserError if the file is damaged.
+    """
+    parts = _open_parts(path)
     try:
-        file = h5py.File(path, "r", locking="best-effort")
-    except OSError as error:
-        if "truncated" in str(error):
-            raise UserError(f"{path} is truncated: copy or download it again.") from None
-        raise UserError(f"{path} cannot be read as an h5ad (HDF5) file: {str(error).splitlines()[0]}.") from None
-    missing = [name for name in ("obs", "var") if name not in file]
-    old = [name for name in ("obs", "var") if name in file and "_index" not in file[name].attrs]
-    if missing or old:
-        file.close()
-        if missing:
-            raise UserError(f"{path} is an HDF5 file but not an h5ad file: it has no {' and no '.join(missing)}.")
-        raise UserError(f"{path} is an h5ad file of a layout from before 2020: read and write it once with a current anndata.")
-    return file
+        with Reading(path.name, _KINDS[parts.kind]):
+            write_rows(parts.candidates()[layer].open(), start, stop, directory, recovering=recovering)
+    finally:
+        parts.close()
 
 
-def _length(frame: h5py.Group) -> int:
-    index = frame[frame.attrs["_index"]]
-    return index.shape[0] if isinstance(index, h5py.Dataset) else len(anndata.io.read_elem(index))
+def _open_parts(path: Path) -> StoredAnnData | TenxFile:
+    root = open_root(path)
+    try:
+        if is_tenx(root):
+            return TenxFile(root, path.name)
+        check_anndata(root, path)
+        with Reading(path.name, "an AnnData"):
+            return StoredAnnData(root)
+    except BaseException:
+        close(root)
+        raise
 
 
-def _file_candidates(file: h5py.File) -> dict[str, _Candidate]:
-    def candidate(place: str, item: str, var: str) -> _Candidate:
-        return _Candidate(place, lambda: open_matrix(file[item]), lambda: anndata.io.read_elem(file[var]))
-
-    candidates = {name: candidate(name, f"layers/{name}", "var") for name in file.get("layers", ())}
-    if "raw" in file and "X" in file["raw"]:
-        candidates["raw"] = candidate("raw", "raw/X", "raw/var")
-    if "X" in file and not _is_null(file["X"]):
-        candidates["X"] = candidate("X", "X", "var")
-    return candidates
-
-
-def _is_null(item: h5py.Group | h5py.Dataset) -> bool:
-    return item.attrs.get("encoding-type") == "null"
-
-
-def _object_candidates(adata: AnnData) -> dict[str, _Candidate]:
-    def candidate(place: str, get: Callable[[AnnData], object], var: Callable[[], pd.DataFrame]) -> _Candidate:
+def _object_candidates(adata: AnnData) -> dict[str, Candidate]:
+    def candidate(place: str, get: Callable[[AnnData], object], var: Callable[[], pd.DataFrame]) -> Candidate:
         def open_() -> Matrix:
             if not adata.is_view:
                 return open_matrix(get(adata))
@@ -363,7 +379,7 @@ def _object_candidates(adata: AnnData) -> dict[str, _Candidate]:
             columns = None if place == "raw" else np.arange(viewed.n_vars)[adata._vidx]  # a view has all genes of raw
             return ViewMatrix(open_matrix(get(viewed)), rows, columns)
 
-        return _Candidate(place, open_, var)
+        return Candidate(place, open_, var)
 
     candidates = {name: candidate(name, lambda a, name=name: a.layers[name], lambda: adata.var) for name in adata.layers}
     if adata.raw is not None:

@@ -1,6 +1,7 @@
 """The CELLxGENE Census as a source of cells: those that a selection lists, streamed in slices of soma_joinids."""
 
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -8,12 +9,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from scbench.config import Fractional
 from scbench.data.cells import MAX_COUNT, Counts
-from scbench.data.counts import find_problem
+from scbench.data.counts import FRACTIONAL, TAKE_FRACTIONAL
+from scbench.data.fractional import accept_counts
 from scbench.data.gene_identity import GeneIdentity, identify
 from scbench.data.obs import Obs, plain_column
-from scbench.data.sources.census_client import census_name, datasets, experiment, open_census, reading
+from scbench.data.sources.census_client import census_name, experiment, open_census, reading
+from scbench.data.sources.census_client import datasets as info_of_datasets
 from scbench.data.sources.matrix import Rows, join_rows
+from scbench.data.sources.stored import LICENCE_KEYS
 from scbench.errors import UserError
 
 SLICE_CELLS = 2048  # cells whose counts are asked for at once: a row of tiles of the Census
@@ -49,6 +54,8 @@ class CensusSource:
         A version (a date) or a URI.
     joinids
         The file that lists the cells' soma_joinids (int64, ascending).
+    fractional
+        What becomes of counts that are not whole (`accept_counts`).
 
     Raises
     ------
@@ -56,12 +63,14 @@ class CensusSource:
         If the census cannot be opened, or has no counts or genes.
     """
 
+    kind = "census"
     exact_up_to = MAX_COUNT
     layer = "raw"
     recovered = None
 
-    def __init__(self, location: str, joinids: Path):
+    def __init__(self, location: str, joinids: Path, fractional: Fractional = "refuse"):
         self.name = census_name(location)
+        self._fractional: Fractional = fractional
         self._location = location
         self._selected = _Selected(joinids)
         self.n_cells = self._selected.n_cells
@@ -85,6 +94,37 @@ class CensusSource:
         """Forget the slice; the census itself stays open for the next source of this process."""
         self._held = None
 
+    def present(self, datasets: Sequence[str]) -> np.ndarray:
+        """Which genes each dataset measured, bool [datasets, genes]: all, if the census says nothing of it."""
+        census = open_census(self._location)
+        rna = experiment(census).ms["RNA"]
+        present = np.ones((len(datasets), len(self._genes)), dtype=bool)
+        if "feature_dataset_presence_matrix" not in rna:
+            return present
+        with reading(self._location):
+            frame = info_of_datasets(census)
+            row_of = dict(zip(frame["dataset_id"], frame["soma_joinid"], strict=True))
+            said = np.array([row for row, dataset in enumerate(datasets) if dataset in row_of], dtype=np.int64)
+            present[said] = False
+            place = np.full(frame["soma_joinid"].max() + 1, -1)
+            place[[row_of[datasets[row]] for row in said]] = said
+            for table in rna["feature_dataset_presence_matrix"].read().tables():
+                there = table["soma_data"].to_numpy().astype(bool)
+                rows, genes = (table[name].to_numpy()[there] for name in ("soma_dim_0", "soma_dim_1"))
+                asked = (rows < len(place)) & (place[np.minimum(rows, len(place) - 1)] >= 0)
+                present[place[rows[asked]], np.searchsorted(self._genes, genes[asked])] = True
+        return present
+
+    @property
+    def licence(self) -> str | None:
+        """What the census says of its datasets; if it only has CELLxGENE Discover's citations: CC BY 4.0, as that has all."""
+        frame = info_of_datasets(open_census(self._location))
+        for column in LICENCE_KEYS:
+            if column in frame:
+                return ", ".join(sorted(set(frame[column].dropna().astype(str)))) or None
+        cited = "citation" in frame and frame["citation"].astype(str).str.contains("CZ CELLxGENE Discover").all()
+        return "CC BY 4.0" if cited else None
+
     @cached_property
     def obs_names(self) -> np.ndarray:
         """The soma_joinids, str objects [cells]."""
@@ -98,7 +138,8 @@ class CensusSource:
 
     def read(self, start: int, stop: int) -> Counts:
         """The counts of cells `start` … `stop`−1; UserError names the cell if a value is no count."""
-        pieces = [Rows(np.zeros(0, np.int64), np.zeros(0, np.uint32), np.zeros(1, np.int64))]
+        first_cell = start
+        pieces = [Rows(np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(1, np.int64))]
         while start < stop:
             first = start - start % SLICE_CELLS
             end = min(stop, first + SLICE_CELLS)
@@ -107,7 +148,17 @@ class CensusSource:
             tokens = slice(offsets[0], offsets[-1])
             pieces.append(Rows(rows.columns[tokens], rows.values[tokens], offsets - offsets[0]))
             start = end
-        return Counts(*join_rows(pieces))
+        rows = join_rows(pieces)
+        accepted, problem = accept_counts(rows.values, rows.offsets, self._fractional)
+        if accepted is None:
+            cell = first_cell + int(np.searchsorted(rows.offsets, problem.position, side="right")) - 1
+            dataset = self._obs.read("dataset_id", cell, cell + 1)[0]
+            raise UserError(
+                f"cell {self._selected.read(cell, cell + 1)[0]} of {self.name} holds {problem.reason} ({problem.value:g}) "
+                f"where raw counts are expected: leave its dataset out with --filter \"dataset_id != '{dataset}'\""
+                f"{TAKE_FRACTIONAL if problem.reason == FRACTIONAL else ''}."
+            )
+        return Counts(rows.columns, accepted.counts, rows.offsets, accepted.fractional, accepted.distance)
 
     def _slice(self, first: int) -> Rows:
         """The cells of the slice that starts at cell `first`; genes ascend in a cell."""
@@ -119,15 +170,9 @@ class CensusSource:
             cells = np.searchsorted(joinids, table["soma_dim_0"].to_numpy())
             genes = np.searchsorted(self._genes, table["soma_dim_1"].to_numpy())
             values = table["soma_data"].to_numpy()
-            problem = find_problem(values)
-            if problem:
-                raise UserError(
-                    f"cell {joinids[cells[problem.position]]} of {self.name} holds {problem.reason} ({problem.value:g}) where "
-                    "raw counts are expected: leave its dataset out with --filter."
-                )
             order = np.argsort(cells << 32 | genes)
             offsets = np.searchsorted(cells[order], np.arange(len(joinids) + 1))
-            self._held = first, Rows(genes[order], values[order].astype(np.uint32), offsets)
+            self._held = first, Rows(genes[order], values[order], offsets)
         return self._held[1]
 
 
@@ -145,7 +190,7 @@ class CensusObs(Obs):
         with reading(location):
             self._obs = experiment(census).obs
             self._schema = self._obs.schema
-            frame = datasets(census)
+            frame = info_of_datasets(census)
         self._collections = dict(zip(frame["dataset_id"], frame["collection_id"], strict=True))
         self._held: dict[str, tuple[int, pa.Array]] = {}  # the range of each column that was read last
 

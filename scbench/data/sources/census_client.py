@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from scbench.errors import RetryError, UserError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 ORGANISM = "homo_sapiens"
 BUFFER_BYTES = 32 << 20  # of each column while it is read; the client's own default is 1 GiB
 VERSION = re.compile(r"\d{4}-\d{2}-\d{2}|stable|latest")
+OLDEST_CLIENT = "1.17"  # as setup.py asks for
 TOO_OLD = re.compile(r"encoding version|(format|schema) version|newer|upgrad", re.IGNORECASE)
 NETWORK = re.compile(r"curl|resolve|connection|timed? ?out|network|HTTP Response Code|S3:|GCS:|Azure", re.IGNORECASE)
 
@@ -24,6 +26,38 @@ NETWORK = re.compile(r"curl|resolve|connection|timed? ?out|network|HTTP Response
 def census_name(location: str) -> str:
     """What the store calls a census: its version, or the last part of its URI or path (never a path of the machine)."""
     return f"census:{location if VERSION.fullmatch(location) else location.rstrip('/').rsplit('/', 1)[-1]}"
+
+
+def _client() -> ModuleType:
+    """The client; UserError if it is not there or too old."""
+    try:
+        import cellxgene_census
+    except ImportError as error:
+        raise UserError(
+            f"a census input needs its client, which cannot be imported ({error}): pip install 'scbench[census]'."
+        ) from None
+    version = cellxgene_census.__version__
+    if [int(n) for n in re.findall(r"\d+", version)[:2]] < [int(n) for n in OLDEST_CLIENT.split(".")]:
+        raise UserError(f"cellxgene-census {version} is too old, {OLDEST_CLIENT} is needed: pip install -U 'scbench[census]'.")
+    return cellxgene_census
+
+
+def pinned(location: str) -> str:
+    """The release that `stable` or `latest` means today; any other location as it is."""
+    return _release(location)["release_build"] if location in ("stable", "latest") else location
+
+
+def release_facts(location: str) -> dict:
+    """Whether the client's directory of releases calls a version one with long-term support; {} for a URI."""
+    if not VERSION.fullmatch(location):
+        return {}
+    return {"long_term_support": bool(_release(location).get("flags", {}).get("lts", False))}
+
+
+def _release(version: str) -> dict:
+    client = _client()
+    with reading(version):
+        return client.get_census_version_description(version)
 
 
 @lru_cache(maxsize=1)
@@ -37,17 +71,12 @@ def open_census(location: str) -> "tiledbsoma.Collection":
     RetryError
         If the network fails.
     """
-    try:
-        import cellxgene_census
-    except ImportError as error:
-        raise UserError(
-            f"a census input needs its client, which cannot be imported ({error}): pip install 'scbench[census]'."
-        ) from None
+    client = _client()
     buffers = {"soma.init_buffer_bytes": BUFFER_BYTES, "py.init_buffer_bytes": BUFFER_BYTES}
     where = {"census_version": location} if VERSION.fullmatch(location) else {"uri": location}
     with reading(location):
-        context = cellxgene_census.get_default_soma_context(tiledb_config=buffers)
-        census = cellxgene_census.open_soma(**where, context=context)
+        context = client.get_default_soma_context(tiledb_config=buffers)
+        census = client.open_soma(**where, context=context)
         missing = [name for name in ("census_info", "census_data") if name not in census]
         if missing or ORGANISM not in census["census_data"]:
             raise UserError(f"{location} is no census of human cells: it has no {missing[0] if missing else ORGANISM}.")

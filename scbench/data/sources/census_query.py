@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from scbench.errors import UserError
 
-DEFAULT_VERSION = "2025-01-30"  # what `census:` means: a release with long-term support (LTS), kept for five years
+DEFAULT_VERSION = "2025-01-30"  # what `census:` means: a release with long-term support (LTS); the manifest has its flag
 
 # The queries of the reference implementation, each mended so that no cell is in two of them.
 TISSUES = ("heart", "blood", "brain", "lung", "kidney", "intestine", "pancreas")  # values of tissue_general
@@ -23,14 +23,15 @@ CANCERS = (
 
 # Values of `assay` (labels of the Experimental Factor Ontology, as the Census spells them) whose protocol puts a unique
 # molecular identifier on every transcript. Compiled by hand from the protocols' descriptions; Smart-seq3 (identifiers on
-# 5' reads only) and STRT-seq (in later versions only) are left out. The manifest lists what this left out, by assay.
+# 5' reads only), STRT-seq and CEL-seq (in later versions only) and mCT-seq (full-length reads) are left out. The manifest
+# lists what this left out, by assay.
 UMI_ASSAYS = frozenset({
     "10x 3' transcription profiling", "10x 3' v1", "10x 3' v2", "10x 3' v3", "10x 3' v4",
     "10x 5' transcription profiling", "10x 5' v1", "10x 5' v2", "10x 5' v3", "10x multiome", "10x gene expression flex",
-    "BD Rhapsody Targeted mRNA", "BD Rhapsody Whole Transcriptome Analysis", "CEL-seq", "CEL-seq2", "DroNc-seq", "Drop-seq",
+    "BD Rhapsody Targeted mRNA", "BD Rhapsody Whole Transcriptome Analysis", "CEL-seq2", "DroNc-seq", "Drop-seq",
     "GEXSCOPE technology", "MARS-seq", "Parse Evercode Whole Transcriptome v2", "Parse Evercode Whole Transcriptome v3",
     "Quartz-Seq2", "SCRB-seq", "SPLiT-seq", "ScaleBio single cell RNA sequencing", "Seq-Well", "Seq-Well S3", "TruDrop",
-    "inDrop", "mCT-seq", "mcSCRB-seq", "microwell-seq", "sci-Plex", "sci-RNA-seq", "sci-RNA-seq3",
+    "inDrop", "mcSCRB-seq", "microwell-seq", "sci-Plex", "sci-RNA-seq", "sci-RNA-seq3",
 })
 
 
@@ -60,6 +61,6 @@ def value_filter(user: str | None, presets: Sequence[str], *, primary_only: bool
 
 def _preset(preset: str) -> str:
     if preset == PAN_CANCER:
-        return f"(suspension_type != 'na' and disease in {list(CANCERS)})"
+        return f"disease in {list(CANCERS)}"
     tissue = f"tissue_general not in {list(TISSUES)}" if preset == OTHERS else f"tissue_general == '{preset}'"
     return f"(suspension_type != 'na' and disease == 'normal' and {tissue})"

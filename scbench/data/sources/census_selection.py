@@ -23,10 +23,11 @@ from scbench.data.sources.census_client import (
     experiment,
     open_census,
     reading,
+    release_facts,
 )
 from scbench.data.sources.census_query import CANCERS, PAN_CANCER, UMI_ASSAYS, value_filter
 from scbench.errors import UserError
-from scbench.files import published_file
+from scbench.files import published_file, sha256, write_text
 
 if TYPE_CHECKING:
     import tiledbsoma
@@ -39,8 +40,20 @@ class CensusSelection:
     """Cells of a census."""
 
     file: Path  # their soma_joinids, int64, ascending
-    created: bool  # the file was not there before
+    note: Path  # the provenance, for the next run that asks for the same
+    created: bool  # the files were not there before
     provenance: dict  # JSON-able, without paths of the machine
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The ids of the datasets with a chosen cell, ascending."""
+        return tuple(facts["dataset_id"] for facts in self.provenance["datasets"])
+
+    def discard(self) -> None:
+        """Remove the files, unless an earlier run made them."""
+        if self.created:
+            self.file.unlink()
+            self.note.unlink()
 
     @property
     def sha256(self) -> str:
@@ -58,6 +71,8 @@ def select_cells(
     umi_only: bool,
 ) -> CensusSelection:
     """Ask a census for cells, in one pass over its obs that holds a few megabytes, and list them in a file of `folder`.
+
+    A pass that was finished there before, with the same request to the same census, is not made again.
 
     Parameters
     ----------
@@ -77,14 +92,51 @@ def select_cells(
     """
     query = value_filter(filter, presets, primary_only=primary_only)
     census = open_census(location)
+    public = VERSION.fullmatch(location) or "://" in location.removeprefix("file:")
+    facts = {"location": location if public else census_name(location), **release_facts(location), **build(census),
+             "organism": ORGANISM, "value_filter": query}
+    request = json.dumps([location, facts, umi_only, PAN_CANCER in presets])
+    note = folder / f"selection-{hashlib.sha256(request.encode()).hexdigest()[:16]}.json"
+    selection = _chosen_before(folder, note)
+    if selection is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        absent = _absent_cancers(census, location) if PAN_CANCER in presets else []
+        facts |= {"cancers_without_cells": absent}
+        selection = _choose(census, location, query, folder, note, facts, umi_only=umi_only)
+    absent = selection.provenance["cancers_without_cells"]
+    if absent:
+        print(f"scbench: no cell of {census_name(location)} has the disease {', '.join(absent)} (of --preset pan-cancer).",
+              file=sys.stderr)
+    return selection
+
+
+def _chosen_before(folder: Path, note: Path) -> CensusSelection | None:
+    """What an earlier run noted, if its list of cells is still whole."""
+    try:
+        provenance = json.loads(note.read_text(encoding="utf-8"))
+        file = _file(folder, provenance["soma_joinids_sha256"])
+        if sha256(file) != provenance["soma_joinids_sha256"]:
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return CensusSelection(file=file, note=note, created=False, provenance=provenance)
+
+
+def _file(folder: Path, digest: str) -> Path:
+    """Named by content: another prepare may be reading its own there."""
+    return folder / f"soma_joinids-{digest[:16]}"
+
+
+def _choose(
+    census: "tiledbsoma.Collection", location: str, query: str, folder: Path, note: Path, facts: dict, *, umi_only: bool
+) -> CensusSelection:
+    """The pass over obs; `facts` are those of the provenance that are known already."""
     obs = experiment(census).obs
-    absent = [] if PAN_CANCER not in presets else _absent_cancers(obs, location)
     if umi_only and "assay" not in obs.schema.names:
         raise UserError(
             f"{census_name(location)} has no column assay in obs, so counts of molecules cannot be told from counts of reads: "
             "take all with --include-read-counts."
         )
-    folder.mkdir(parents=True, exist_ok=True)
     unnamed = folder / f"soma_joinids-{os.getpid()}"
     digest = hashlib.sha256()
     cells: Counter[str] = Counter()
@@ -109,22 +161,17 @@ def select_cells(
     if not cells:
         unnamed.unlink()
         raise UserError(_nothing(location, query, left_out))
-    named = folder / f"soma_joinids-{digest.hexdigest()[:16]}"  # by content: another prepare may be reading its own there
-    created = not named.exists()
-    os.replace(unnamed, named)
-    public = VERSION.fullmatch(location) or "://" in location.removeprefix("file:")
     provenance = {
-        "location": location if public else census_name(location),
-        **build(census),
-        "organism": ORGANISM,
-        "value_filter": query,
+        **facts,
         "assays_left_out": dict(sorted(left_out.items())),
         "cells": sum(cells.values()),
         "soma_joinids_sha256": digest.hexdigest(),
-        "cancers_without_cells": absent,
         "datasets": _dataset_facts(census, location, cells),
     }
-    return CensusSelection(file=named, created=created, provenance=provenance)
+    named = _file(folder, digest.hexdigest())
+    os.replace(unnamed, named)
+    write_text(note, json.dumps(provenance))
+    return CensusSelection(file=named, note=note, created=True, provenance=provenance)
 
 
 def as_strings(column: pa.ChunkedArray) -> pa.Array:
@@ -136,18 +183,14 @@ def _tally(column: pa.ChunkedArray) -> dict[str, int]:
     return {str(item["values"]): item["counts"] for item in pc.value_counts(as_strings(column)).to_pylist()}
 
 
-def _absent_cancers(obs: "tiledbsoma.DataFrame", location: str) -> list[str]:
-    """The labels of the pan-cancer query that no cell of this census has; they are printed."""
+def _absent_cancers(census: "tiledbsoma.Collection", location: str) -> list[str]:
+    """The labels of the pan-cancer query that no cell of this census has."""
     found: set[str] = set()
     query = f"disease in {list(CANCERS)}"
     with reading(location, query):
-        for table in obs.read(column_names=["disease"], value_filter=query):
+        for table in experiment(census).obs.read(column_names=["disease"], value_filter=query):
             found.update(_tally(table["disease"]))
-    absent = [label for label in CANCERS if label not in found]
-    if absent:
-        print(f"scbench: no cell of {census_name(location)} has the disease {', '.join(absent)} (of --preset pan-cancer).",
-              file=sys.stderr)
-    return absent
+    return [label for label in CANCERS if label not in found]
 
 
 def _nothing(location: str, query: str, left_out: Counter[str]) -> str:
@@ -159,26 +202,12 @@ def _nothing(location: str, query: str, left_out: Counter[str]) -> str:
 
 
 def _dataset_facts(census: "tiledbsoma.Collection", location: str, cells: Counter[str]) -> list[dict]:
-    """What the manifest says of each dataset with a chosen cell."""
+    """What the manifest says of each dataset with a chosen cell, in the order of their ids."""
     with reading(location):
-        frame = datasets(census)
-        measured = _genes_measured(census, frame["soma_joinid"].to_numpy())
+        rows = {row["dataset_id"]: row for row in datasets(census).to_dict("records")}
     facts = []
-    for row in frame.assign(genes_measured=measured).sort_values("dataset_id").to_dict("records"):
-        if row["dataset_id"] in cells:
-            said = {name: str(row[name]) for name in ("collection_id", *DATASET_FACTS) if row.get(name)}
-            facts.append({"dataset_id": row["dataset_id"], **said, "cells": cells[row["dataset_id"]],
-                          "genes_measured": row["genes_measured"]})
+    for dataset in sorted(cells):
+        row = rows.get(dataset, {})
+        said = {name: str(row[name]) for name in ("collection_id", *DATASET_FACTS) if row.get(name)}
+        facts.append({"dataset_id": dataset, **said, "cells": cells[dataset]})
     return facts
-
-
-def _genes_measured(census: "tiledbsoma.Collection", rows: np.ndarray) -> list[int | None]:
-    """How many genes each dataset (a row of the presence matrix) measured; None where the census doesn't say."""
-    rna = experiment(census).ms["RNA"]
-    if "feature_dataset_presence_matrix" not in rna:
-        return [None] * len(rows)
-    sums = np.zeros(int(rows.max()) + 1, dtype=np.int64)
-    for table in rna["feature_dataset_presence_matrix"].read().tables():
-        of = table["soma_dim_0"].to_numpy()[table["soma_data"].to_numpy().astype(bool)]
-        sums += np.bincount(of[of < len(sums)], minlength=len(sums))
-    return sums[rows].tolist()

@@ -1,10 +1,12 @@
 """Cells × genes matrices read by ranges of rows in bounded memory: CSR, CSC and dense, in an h5ad file or in memory."""
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import h5py
 import numpy as np
+import zarr
 from scipy import sparse
 
 DENSE_BLOCK = 1 << 23  # values of a dense matrix held at once
@@ -52,7 +54,8 @@ class CSCMatrix:
     """Compressed columns in an h5ad file, read by streaming the whole file once for each range of rows.
 
     A range holds as many rows as fit CSC_BUFFER_BYTES and is kept until a row outside it is asked for, so reading all
-    rows in order costs one pass over the indices and one pass over the file a range.
+    rows in order costs one pass over the indices and one pass over the file a range. (`prepare` streams a file once, and
+    reads rows of what row_order.py writes.)
     """
 
     def __init__(self, shape: tuple[int, int], indptr: np.ndarray, indices: h5py.Dataset, data: h5py.Dataset):
@@ -60,6 +63,28 @@ class CSCMatrix:
         self._indptr, self._indices, self._data = indptr.astype(np.int64), indices, data
         self._start = self._stop = 0
         self._buffer: CSRMatrix | None = None
+
+    @property
+    def nnz(self) -> int:
+        """Stored entries."""
+        return int(self._indptr[-1])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the values."""
+        return self._data.dtype
+
+    def stream(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Rows, columns and values of CSC_STREAM entries at a time, in the order of the file."""
+        for low in range(0, self.nnz, CSC_STREAM):
+            rows = self._indices[low : low + CSC_STREAM]
+            yield rows, self._columns(low, low + len(rows)), self._data[low : low + CSC_STREAM]
+
+    def _columns(self, low: int, high: int) -> np.ndarray:
+        """The columns of entries `low` … `high`−1, int32."""
+        first, last = np.searchsorted(self._indptr, (low, high - 1), side="right")
+        lengths = np.diff(np.clip(self._indptr[first - 1 : last + 1], low, high))
+        return np.repeat(np.arange(first - 1, last, dtype=np.int32), lengths)
 
     @cached_property
     def _row_offsets(self) -> np.ndarray:
@@ -88,6 +113,7 @@ class CSCMatrix:
         fill = offsets[:-1].copy()  # where the next entry of each row goes
         for low in range(0, int(self._indptr[-1]), CSC_STREAM):
             rows = self._indices[low : low + CSC_STREAM]
+            size = len(rows)
             inside = np.flatnonzero((rows >= start) & (rows < stop))
             if len(inside) == 0:
                 continue
@@ -97,7 +123,7 @@ class CSCMatrix:
             lengths = np.bincount(rows, minlength=stop - start)
             rank = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
             target = fill[rows] + rank
-            columns[target] = np.searchsorted(self._indptr, low + inside, side="right") - 1
+            columns[target] = self._columns(low, low + size)[inside]
             values[target] = self._data[low : low + CSC_STREAM][inside]
             fill += lengths
         self._start, self._stop = start, stop
@@ -190,25 +216,25 @@ def _sparse_group(group: h5py.Group) -> CSRMatrix | CSCMatrix:
     compressed = shape[1] if kind.startswith("csc") else shape[0]
     if not kind.startswith(("csr", "csc")) or len(indptr) != compressed + 1 or (np.diff(indptr) < 0).any():
         raise ValueError("not a CSR or CSC matrix")
-    if not len(group["indices"]) == len(group["data"]) == indptr[-1]:
+    if not group["indices"].shape == group["data"].shape == (indptr[-1],):
         raise ValueError("indices and data do not fit indptr")
     layout = CSCMatrix if kind.startswith("csc") else CSRMatrix
     return layout(shape, indptr, group["indices"], group["data"])
 
 
 def open_matrix(matrix: object) -> Matrix:
-    """The reader of an HDF5 group or dataset, of a matrix of a backed AnnData, or of a SciPy or NumPy matrix.
+    """The reader of a group or array of an HDF5 file or zarr store, of a matrix of a backed AnnData, SciPy or NumPy.
 
     Raises ValueError, KeyError or TypeError if it is no matrix.
     """
-    if isinstance(matrix, h5py.Group):
+    if isinstance(matrix, h5py.Group | zarr.Group):
         return _sparse_group(matrix)
     if isinstance(getattr(matrix, "group", None), h5py.Group):  # AnnData's wrapper of a sparse matrix on disk
         return _sparse_group(matrix.group)
     if sparse.issparse(matrix):
         matrix = matrix.tocsr()
         return CSRMatrix(matrix.shape, matrix.indptr, matrix.indices, matrix.data)
-    if not isinstance(matrix, h5py.Dataset):
+    if not isinstance(matrix, h5py.Dataset | zarr.Array):
         matrix = np.asarray(matrix)
     if len(matrix.shape) != 2:
         raise ValueError("not a matrix")

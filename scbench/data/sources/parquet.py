@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from scbench.config import Fractional
 from scbench.data.cells import Counts
 from scbench.data.counts import EXACT_COUNT, undo_log1p
+from scbench.data.fractional import accept_counts
 from scbench.data.gene_identity import GeneIdentity, own_tokens, vocabulary_identity
 from scbench.data.obs import CELL_LISTS, ParquetObs
 from scbench.data.vocabulary import Vocabulary
@@ -34,6 +36,8 @@ class ParquetSource:
         The parquet file. The lists may be of any integer or floating type; other columns are obs.
     vocabulary
         The vocabulary that the token ids are of.
+    fractional
+        What becomes of counts that are not whole (`accept_counts`).
 
     Raises
     ------
@@ -41,12 +45,15 @@ class ParquetSource:
         If the file cannot be read, is empty, or its first cells do not fit the vocabulary or hold no log1p of counts.
     """
 
+    kind = "parquet"
+    licence = None  # such a file names none
     exact_up_to = EXACT_COUNT  # larger counts are a guess
     layer = CELL_LISTS[1]
     recovered = None  # log1p of the counts themselves is undone without an assumption
 
-    def __init__(self, path: Path | str, vocabulary: Vocabulary):
+    def __init__(self, path: Path | str, vocabulary: Vocabulary, fractional: Fractional = "refuse"):
         self.name = Path(path).name
+        self._fractional: Fractional = fractional
         self._vocabulary = vocabulary
         self._is_gene = own_tokens(vocabulary) >= 0
         self._file = _open_file(Path(path))
@@ -117,13 +124,16 @@ class ParquetSource:
                 f"cell {cell(position)!r} of {self.name} has the gene id {id_:.9g}, {self._why_no_gene(id_)}: "
                 "give the vocabulary that the file was written with as --vocabulary."
             )
-        counts, problem = undo_log1p(values)
-        if problem:
+        counts, problem = undo_log1p(values, fractional=self._fractional != "refuse")
+        accepted = None
+        if problem is None:
+            accepted, problem = accept_counts(counts, offsets, self._fractional)
+        if accepted is None:
             raise UserError(
                 f"the expressions of {self.name} are not log1p of raw counts, but hold {problem.reason} ({problem.value:g} "
                 f"in cell {cell(problem.position)!r}): write the file again from raw counts, or use these as h5ad."
             )
-        return Counts(columns, counts.astype(np.uint32), offsets)
+        return Counts(columns, accepted.counts, offsets, accepted.fractional, accepted.distance)
 
     def _pieces(self, start: int, stop: int) -> list[pa.RecordBatch]:
         """Rows `start` … `stop`−1, in one piece or more."""

@@ -25,7 +25,7 @@ def census_cells() -> anndata.AnnData:
 
     Dataset 2 repeats the first 20 cells of dataset 0, marked as not primary. The donor d1 is in all datasets, and each has
     unknown ones. Cells 0-4 of dataset 1 are Smart-seq2 with read counts over 65,535. In every dataset, cells 50-59 have
-    glioblastoma, 60-69 influenza, and 70-74 were no suspension. Dataset 2 did not measure the last ten genes.
+    glioblastoma, 60-69 influenza, and 58-61 and 70-74 were no suspension. Dataset 2 did not measure the last ten genes.
     """
     rng = np.random.default_rng(0)
     counts = rng.poisson(0.8, (CELLS, GENES)).astype(np.float32)
@@ -43,7 +43,7 @@ def census_cells() -> anndata.AnnData:
                              "normal"),
         "donor_id": np.array(["d1", "d2", "unknown", "Pooled", "na"])[np.arange(CELLS) % 5],
         "is_primary_data": ~((np.arange(CELLS) >= 200) & (np.arange(CELLS) < 220)),
-        "suspension_type": np.where((within >= 70) & (within < 75), "na", "cell"),
+        "suspension_type": np.where(((within >= 70) & (within < 75)) | ((within >= 58) & (within < 62)), "na", "cell"),
         "tissue": "some part",
         "tissue_general": np.array(TISSUES)[np.arange(CELLS) % 8],
     }, index=[f"cell-{i}" for i in range(CELLS)])

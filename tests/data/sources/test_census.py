@@ -12,7 +12,7 @@ import pytest
 
 from scbench import prepare
 from scbench.cli import main
-from scbench.data import prepare as prepare_module
+from scbench.data import plan as plan_module
 from scbench.data.sources import census as census_module
 from scbench.data.sources import census_client
 from scbench.data.sources.census_query import CANCERS, PRESETS, TISSUES
@@ -63,6 +63,14 @@ def test_presets_share_no_cell_and_filters_narrow_them(select, census):
     assert both == joinids(census[1], wanted) != []
 
 
+def test_genes_of_one_name_stay_apart(make, census):
+    """Two of the census's genes are called TWICE; their ids tell them apart."""
+    store = make()
+    (source,) = store.manifest["sources"]
+    assert (source["genes"], source["genes_matched"], source["merged_columns"]) == (40, 40, 0)
+    assert set(census[1].var_names) <= set(store.vocabulary.tokens)
+
+
 def test_cancers_that_no_cell_has_are_printed(select, capsys):
     select(presets=["pan-cancer"])
     said = capsys.readouterr().err
@@ -81,7 +89,7 @@ def test_the_store_holds_the_counts(make, census, stored_cells, monkeypatch):
     adata = census[1]
     monkeypatch.setattr(census_module, "SLICE_CELLS", 37)
     monkeypatch.setattr(census_module, "OBS_CELLS", 23)
-    monkeypatch.setattr(prepare_module, "TASK_CELLS", 50)
+    monkeypatch.setattr(plan_module, "TASK_CELLS", 50)
     cells = stored_cells(make(include_read_counts=True))
     assert {cell["original_id"] for cell in cells} == {str(i) for i in joinids(adata, adata.obs.is_primary_data)}
     for cell in cells:
@@ -117,13 +125,46 @@ def test_what_the_manifest_says(make, census):
     assert source["name"] == said["location"] == "census:collection"
     assert (said["census_build_date"], said["organism"], said["cells"]) == ("2025-01-30", "homo_sapiens", source["cells"])
     assert said["value_filter"] == "is_primary_data == True and (cell_type == 'B cell')"
-    assert [dataset["genes_measured"] for dataset in said["datasets"]] == [40, 40, 30]
+    assert [dataset["dataset_id"] for dataset in said["datasets"]] == ["set-0", "set-1", "set-2"]
     assert [dataset["citation"] for dataset in said["datasets"]] == ["Publication: A", "Publication: A", "Publication: B"]
     assert sum(dataset["cells"] for dataset in said["datasets"]) == source["cells"]
     assert sum(said["assays_left_out"].values()) == sum(
         (census[1].obs.assay == "Smart-seq2") & (census[1].obs.cell_type == "B cell"))
     for file in Path(store.path).rglob("*"):
         assert file.is_dir() or str(census[0].parent).encode() not in file.read_bytes()
+
+
+def test_each_dataset_has_its_own_measured_genes(census, tmp_path, write_cells, stored_cells, capsys):
+    """The presence matrix, per cell; genes that a dataset did not measure are unknown there, not zero."""
+    adata = census[1]
+    genes = adata.var_names[[5, 3, 39]]
+    path = write_cells("a.h5ad", np.full((20, 3), 2) + np.arange(20)[:, None], genes=genes, dataset_id=["mine"] * 20)
+    store = prepare([path, f"census:{census[0]}"], tmp_path / "store", workers=1, split_by="dataset_id", split=".5,.5,0",
+                    filter="dataset_id in ['set-2', 'set-0']")
+    assert store.manifest["measured"] == [
+        {"source": "a.h5ad", "genes": 3},
+        {"source": "census:collection", "dataset": "set-0", "genes": 40},
+        {"source": "census:collection", "dataset": "set-2", "genes": 30},
+    ]
+    names = np.array(store.vocabulary.names)
+    expected = [set(genes), set(adata.var_names), set(adata.var_names[:30])]
+    assert [set(names[row]) for row in store.measured_genes] == expected
+    number = {"mine": 0, "set-0": 1, "set-2": 2}
+    cells = stored_cells(store)
+    assert {cell["dataset_id"] for cell in cells} == set(number)
+    assert all(cell["measured"] == number[cell["dataset_id"]] for cell in cells)
+    main(["info", str(tmp_path / "store")])
+    assert "30 to 40 genes measured by its 2 datasets" in capsys.readouterr().out
+
+
+def test_a_census_without_a_presence_matrix_measured_all_genes(census, tmp_path):
+    import tiledbsoma
+
+    shutil.copytree(census[0], tmp_path / "copy")
+    with tiledbsoma.open(str(tmp_path / "copy/census_data/homo_sapiens/ms/RNA"), "d") as rna:
+        del rna["feature_dataset_presence_matrix"]
+    store = prepare(f"census:{tmp_path / 'copy'}", tmp_path / "store", workers=1, split=".5,.5,0")
+    assert [measured["genes"] for measured in store.manifest["measured"]] == [40, 40, 40]
 
 
 def test_from_the_command_line_and_beside_a_file(census, tmp_path, write_cells, capsys):
@@ -172,6 +213,7 @@ def test_what_the_client_says_becomes_one_sentence(census, monkeypatch, tmp_path
     import cellxgene_census
     import requests
 
+    monkeypatch.setattr(cellxgene_census, "get_census_version_description", lambda _: {})
     for error, kind, said in [
         (requests.exceptions.ConnectionError("Max retries exceeded"), RetryError, "cannot be reached"),
         (ValueError("Unsupported SOMA object encoding version 9"), UserError, "client is too old .* pip install -U"),
@@ -184,10 +226,36 @@ def test_what_the_client_says_becomes_one_sentence(census, monkeypatch, tmp_path
         census_client.open_census.cache_clear()
         with pytest.raises(kind, match=said):
             prepare("census:2020-01-01", tmp_path / "store", workers=1)
+    monkeypatch.setattr(cellxgene_census, "__version__", "1.9.1")
+    with pytest.raises(UserError, match=r"cellxgene-census 1\.9\.1 is too old, 1\.17 is needed: pip install -U"):
+        prepare("census:", tmp_path / "store", workers=1)
     monkeypatch.setitem(sys.modules, "cellxgene_census", None)
     with pytest.raises(UserError, match=r"pip install 'scbench\[census\]'"):
         prepare("census:", tmp_path / "store", workers=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_stable_is_pinned_to_the_release_that_it_means(census, tmp_path, monkeypatch):
+    import cellxgene_census
+
+    opened, asked = cellxgene_census.open_soma, []
+
+    def open_release(*, census_version, context):
+        asked.append(census_version)
+        return opened(uri=str(census[0]), context=context)
+
+    def describe(version):
+        return {"release_build": "2031-01-30", "flags": {"lts": version == "2031-01-30"}}
+
+    monkeypatch.setattr(cellxgene_census, "open_soma", open_release)
+    monkeypatch.setattr(cellxgene_census, "get_census_version_description", describe)
+    census_client.open_census.cache_clear()
+    store = prepare("census:stable", tmp_path / "store", workers=1, split=".5,.5,0")
+    (source,) = store.manifest["sources"]
+    assert source["name"] == "census:2031-01-30"
+    assert (source["census"]["location"], source["census"]["long_term_support"]) == ("2031-01-30", True)
+    assert set(asked) == {"2031-01-30"}
+    census_client.open_census.cache_clear()
 
 
 def test_counts_past_uint32(census, tmp_path):
@@ -200,3 +268,39 @@ def test_counts_past_uint32(census, tmp_path):
     with pytest.raises(UserError, match="cell 150 of census:copy holds values over 2³²−1"):
         prepare(f"census:{tmp_path / 'copy'}", tmp_path / "store", split=".5,.5,0", workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_bad_dataset_is_left_out_whole(census, tmp_path, stored_cells, monkeypatch, capsys):
+    """As if it had been filtered out: its first cells, which were read before the bad one, and what copies of it do."""
+    import pyarrow as pa
+    import tiledbsoma
+
+    monkeypatch.setattr(plan_module, "TASK_CELLS", 32)
+    shutil.copytree(census[0], tmp_path / "copy")
+    with tiledbsoma.open(str(tmp_path / "copy/census_data/homo_sapiens/ms/RNA/X/raw"), "w") as counts:
+        counts.write(pa.table({"soma_dim_0": [80], "soma_dim_1": [0], "soma_data": pa.array([0.25], pa.float32())}))
+    options = {"split": ".5,.5,0", "workers": 1, "include_duplicate_cells": True}
+    where = f"census:{tmp_path / 'copy'}"
+    with pytest.raises(UserError, match=r"cell 80 of census:copy .*\(0\.25\).*dataset_id != 'set-0'.*--skip-bad-sources"):
+        prepare(where, tmp_path / "store", **options)
+    store = prepare(where, tmp_path / "store", skip_bad_sources=True, **options)
+    expected = prepare(where, tmp_path / "expected", filter="dataset_id != 'set-0'", **options)
+
+    def cells(of):
+        return [{name: value for name, value in cell.items() if name != "measured"} for cell in stored_cells(of)]
+
+    assert cells(store) == cells(expected)
+    assert {str(joinid) for joinid in range(200, 220)} <= {cell["original_id"] for cell in cells(store)}
+    source, other = store.manifest["sources"][0], expected.manifest["sources"][0]
+    assert source["dropped"] == {"bad_datasets": 100, "below_min_genes": 0, "duplicates": 0}
+    for name in ("kept", "counts", "counts_matched", "inexact_counts", "fractional_values"):
+        assert source[name] == other[name], name
+    (skipped,) = store.manifest["skipped"]
+    assert skipped["name"] == "census:copy, dataset set-0" and "cell 80" in skipped["reason"]
+    # and if no dataset is left
+    alone = {**options, "split": "1,0,0", "filter": "dataset_id == 'set-0'"}
+    with pytest.raises(UserError, match=r"no input is left, .*: all datasets of census:copy are bad: cell 80"):
+        prepare(where, tmp_path / "none", skip_bad_sources=True, **alone)
+    command = ["prepare", where, "-o", str(tmp_path / "again"), "--skip-bad-sources", "--split", ".5,.5,0", "--workers", "1"]
+    main(command)
+    assert "left out: census:copy, dataset set-0" in capsys.readouterr().out

@@ -42,7 +42,7 @@ def test_any_range_can_be_read_in_any_order(row_group_size, write_parquet, small
         assert (source.name, source.n_cells, source.layer, source.recovered) == ("a.parquet", 300, "expressions", None)
         for start, stop in [(0, 300), (250, 251), (3, 90), (90, 91), (200, 300), (64, 64), (300, 300), (0, 1), (299, 300)]:
             read = source.read(start, stop)
-            assert [array.dtype for array in read] == [np.int64, np.uint32, np.int64]
+            assert [array.dtype for array in read[:3]] == [np.int64, np.uint32, np.int64]
             assert np.array_equal(dense(read), counts[start:stop])
 
 
