@@ -1,0 +1,156 @@
+"""What the ranks of a run send each other in a step, counted call by call, beside what `scbench plan` predicts; and the time.
+
+    python benchmarks/communication.py [--json docs/results/communication/communication.json] [--worlds 1 2 4]
+
+A transformer, its micro-batch a rank the same at every stage and number of ranks. Counted is every collective that reaches
+torch.distributed between the start of forward and the end of the optimizer's step, so DeepSpeed's own norms and flags too; a
+collective over a tensor of n bytes counts what a ring sends from each of W ranks: 2 (W - 1) / W n for an all-reduce, (W - 1) / W n
+for a gather, a scatter, a reduce or a broadcast. The seconds are a CPU's and gloo's, over the loopback: compare stages, not
+numbers of ranks where there are more of them than cores.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import machine
+import record
+import torch
+from plan_worker import Case, synthetic_batch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from scbench.data.vocabulary import Vocabulary
+from scbench.models.model import ExpressionModel
+from scbench.training import engine as engines
+from scbench.training.deepspeed_settings import read_deepspeed_config
+from scbench.training.engine import dist
+from scbench.training.plan_time import communicated_bytes
+from scbench.training.pretrain import backward
+
+STEPS, FIRST = 8, 3  # the first ones make buffers
+MICRO_STEPS = 2
+WHOLE = {"_allgather_base_": 0, "allgather_": 0, "allgather_into_tensor_coalesced_": 0, "_reduce_scatter_base_": 1,
+         "reduce_scatter_": 1, "reduce_scatter_tensor_coalesced_": 1}  # the argument that holds the whole tensor; else the first
+
+
+class Sent(TorchDispatchMode):
+    """Calls of collectives, and the bytes of each kind that a rank sends."""
+
+    def __init__(self, world: int) -> None:
+        super().__init__()
+        self.world, self.on = world, False
+        self.calls, self.bytes = Counter(), Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if self.on and function.namespace == "c10d":
+            name = function.overloadpacket.__name__
+            tensors = [x for x in tree_leaves(args[WHOLE.get(name, 0)]) if isinstance(x, torch.Tensor)]
+            whole = sum(x.numel() * x.element_size() for x in tensors)
+            self.calls[name] += 1
+            self.bytes[name] += (2 if "allreduce" in name else 1) * (self.world - 1) / self.world * whole
+        return function(*args, **(kwargs or {}))
+
+
+def cases(worlds: list[int], width: int, vocabulary_size: int) -> list[Case]:
+    """Every stage, precision and number of ranks."""
+    return [Case(structure="transformer", width=width, layers=4, vocabulary_size=vocabulary_size, cells=4, genes=127, stage=stage,
+                 precision=precision, world=world, micro_steps=MICRO_STEPS)
+            for world in worlds for precision in ("bf16", "fp32") for stage in range(4)]
+
+
+def measure(case: Case) -> dict:
+    """The counts of one step, and its median seconds; of this rank."""
+    config, batch = case.config(), synthetic_batch(case)
+    model = ExpressionModel(config.model(case.vocabulary_size), Vocabulary.build(f"g{i:06d}" for i in range(case.vocabulary_size - 3)))
+    parameters = sum(p.numel() for p in model.parameters())
+    settings, _ = read_deepspeed_config(config, case.micro_steps)
+    engine = engines.make_engine(model, config, settings)
+    engine.train()
+    engines.set_learning_rate(engine, 1e-4)
+    denominator = batch.denominator * case.world * case.micro_steps
+    seconds, sent = [], Sent(case.world)
+    with sent:
+        for step in range(STEPS):
+            sent.on = step >= FIRST
+            start = time.perf_counter()
+            backward(engine, [batch] * case.micro_steps, denominator)
+            engine.step()
+            seconds.append(time.perf_counter() - start)
+    engine.destroy()
+    counted = STEPS - FIRST
+    return {"parameters": parameters, "seconds": statistics.median(seconds[FIRST:]),
+            "calls": {name: calls / counted for name, calls in sent.calls.items()},
+            "bytes": {name: round(sent.bytes[name] / counted) for name in sent.bytes}}
+
+
+def ranks(listed: list[Case], world: int) -> list[dict]:
+    """What rank 0 counted of each case, in a process a rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with tempfile.TemporaryDirectory() as folder:
+        task, out = Path(folder, "task.json"), Path(folder, "out.json")
+        task.write_text(json.dumps([dataclasses.asdict(case) for case in listed]))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, "--worker", task, out]
+        started = [subprocess.Popen(command, env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+                   for rank in range(world)]
+        if sum(process.wait() for process in started):
+            raise SystemExit("a rank failed")
+        return json.loads(out.read_text())
+
+
+def work(task: Path, out: Path) -> None:
+    """One rank."""
+    torch.set_num_threads(1)
+    rank, _ = engines.start_process_group()
+    rows = [measure(Case(**fields)) for fields in json.loads(task.read_text())]
+    if rank == 0:
+        out.write_text(json.dumps(rows))
+    dist.barrier()
+    os._exit(0)  # as scbench.cli.run: gloo's threads and Python's shutdown do not go together
+
+
+def row_of(case: Case, found: dict) -> dict:
+    """One row of the table."""
+    predicted = communicated_bytes(found["parameters"], case.precision, case.stage, case.world, case.micro_steps)
+    return {"stage": case.stage, "precision": case.precision, "world": case.world, "parameters": found["parameters"],
+            "sent_bytes": sum(found["bytes"].values()), "predicted_bytes": round(predicted), "calls": found["calls"],
+            "bytes": found["bytes"], "seconds": found["seconds"], "settings": dataclasses.asdict(case)}
+
+
+def main() -> None:
+    """Count, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--worlds", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--vocabulary-size", type=int, default=20_000)
+    parser.add_argument("--worker", type=Path, nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(*options.worker)
+    rows = []
+    for world in options.worlds:
+        listed = cases([world], options.width, options.vocabulary_size)
+        rows += [row_of(case, found) for case, found in zip(listed, ranks(listed, world), strict=True)]
+    lines = [[f"zero{row['stage']} {row['precision']}", str(row["world"]), f"{row['sent_bytes']:,}", f"{row['predicted_bytes']:,}",
+              f"{sum(row['calls'].values()):.0f}", f"{row['seconds']:.3f}"] for row in rows]
+    record.print_table(["stage", "ranks", "bytes sent by a rank", "predicted", "calls", "seconds"], lines)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        record.write(options.json, rows, machine.describe(), ("stage", "precision", "world"))
+
+
+if __name__ == "__main__":
+    main()
