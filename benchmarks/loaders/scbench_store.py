@@ -73,7 +73,7 @@ def _located(split: SplitReader, law: Law) -> Iterator[Cells | CellRows]:
             [piece] = cache.rows(np.array([extent]), np.zeros(1, dtype=np.int64)).pieces
             yield Cells(piece.genes, piece.counts, piece.offsets)
         for first in range(start, group.stop, law.batch_cells):
-            located = order.locate(np.arange(first, min(first + law.batch_cells, group.stop)))
+            located = order.locate(first, min(first + law.batch_cells, group.stop))
             yield cache.rows(located.extents, located.indices)
         start = group.stop
 
