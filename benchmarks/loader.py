@@ -16,8 +16,9 @@ scdataset, annbatch, anndata and memmap have scbench's own sampling and packing 
 
 First every loader tries its settings, on each number of cores, and keeps the fastest. With those it delivers an epoch that
 shows every gene: each cell must come once, gene by gene and count by count, or the loader gets no number. Then rounds, all
-loaders in turn, each in a fresh process pinned to its cores: an epoch from opening on. Who needs longer than --seconds is
-stopped there, its rate taken from the first batch on. cold: the files leave the page cache before (posix_fadvise).
+loaders in turn, each in a fresh process pinned to its cores: epoch after epoch for --seconds, opening included. Who doesn't
+get through one has its first batch, with the opening, left out of the rate. cold: the files leave the page cache before
+(posix_fadvise), and one epoch is timed.
 
 Environments (torch for the CPU; another index serves it where PyPI's comes with CUDA):
 
@@ -73,7 +74,7 @@ class LoaderOptions:
     rounds: int = 5
     """Rounds; medians are over them."""
     seconds: float = 8.0
-    """A loader that needs longer for an epoch is stopped."""
+    """That each measurement takes; all loaders go on, epoch after epoch."""
     seed: int = 0
     """Of the cells and the loaders."""
     json: Path | None = None

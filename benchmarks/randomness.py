@@ -150,7 +150,7 @@ def scbench_epochs(sizes: np.ndarray, lanes: int, seed: int) -> Iterator[np.ndar
     """The cells of each epoch in training order, by their number on the disk."""
     order = SampleOrder(sizes, seed, lanes)
     for epoch in itertools.count():
-        located = order.locate(np.arange(epoch * order.n_cells, (epoch + 1) * order.n_cells))
+        located = order.locate(epoch * order.n_cells, (epoch + 1) * order.n_cells)
         yield order.starts[located.extents] + located.indices
 
 

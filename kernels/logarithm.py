@@ -56,7 +56,8 @@ def _polynomial(coefficients: tuple[float, ...], w: np.ndarray) -> np.ndarray:
 
 @cache
 def log1p_table() -> np.ndarray:
-    """ln(1 + count) of the counts under TABLE, float64."""
+    """ln(1 + count) of the counts under TABLE, float64. Threads that ask first at once get one each, and one of them is kept:
+    hold what you got for as long as you use it."""
     return log(np.arange(1.0, TABLE + 1.0))
 
 

@@ -82,7 +82,7 @@ def takes(array: np.ndarray) -> bool:
 
 
 def address(array: np.ndarray) -> int:
-    """Where an array's first element is."""
+    """Where an array's first element is; the caller keeps the array for as long as this is used."""
     return array.__array_interface__["data"][0]
 
 

@@ -2,7 +2,8 @@
    or both in one pass (make_batch).
 
    The same bits as the NumPy code of scbench.data.sampling, .values and .batch, on every machine: integers, and doubles that
-   meet + - * / only (compile with -ffp-contract=off). Nothing is allocated here, and every index was checked in Python. */
+   meet + - * / only (compile with -ffp-contract=off). Nothing is allocated here. Every index was checked, in Python or by
+   cell_lengths. */
 
 #include <stdint.h>
 #include <string.h>
@@ -167,14 +168,19 @@ static void to_clocks(uint64_t *words, const uint32_t *counts, int64_t n, const 
 struct piece {
     const char *genes, *counts;
     const int64_t *offsets;
-    int64_t gene_bytes, count_bytes;
+    int64_t gene_bytes, count_bytes, n_cells;
 };
 
-void cell_lengths(const struct piece *pieces, const int64_t *piece_of, const int64_t *indices, int64_t n_cells, int64_t *lengths) {
+/* The genes of each cell; the number of cells before one that is in none of the pieces. */
+int64_t cell_lengths(const struct piece *pieces, int64_t n_pieces, const int64_t *piece_of, const int64_t *indices, int64_t n_cells,
+                     int64_t *lengths) {
     for (int64_t cell = 0; cell < n_cells; cell++) {
-        const int64_t *offsets = pieces[piece_of[cell]].offsets + indices[cell];
-        lengths[cell] = offsets[1] - offsets[0];
+        if (piece_of[cell] < 0 || piece_of[cell] >= n_pieces) return cell;
+        const struct piece *piece = pieces + piece_of[cell];
+        if (indices[cell] < 0 || indices[cell] >= piece->n_cells) return cell;
+        lengths[cell] = piece->offsets[indices[cell] + 1] - piece->offsets[indices[cell]];
     }
+    return n_cells;
 }
 
 /* What a sampler draws by: the keys of its streams, and what the top 32 bits of a word are below if the answer is yes. */

@@ -28,16 +28,16 @@ def library() -> ctypes.CDLL | None:
     if found is None:
         return None
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    found.cell_lengths.argtypes = [pointer] * 3 + [integer, pointer]
+    found.cell_lengths.argtypes = [pointer, integer, pointer, pointer, integer, pointer]
     found.draw_cells.argtypes = [pointer] * 3 + [integer] * 2 + [pointer] * 11
     found.count_masked.argtypes = [pointer] * 3 + [integer]
     found.pack_cells.argtypes = ([pointer] * 6 + [integer, pointer] + [ctypes.c_int32] * 2 + [ctypes.c_float] + [pointer] * 10)
     found.make_batch.argtypes = (
         [pointer] * 3 + [integer] * 2 + [pointer] * 4 + [ctypes.c_int32, ctypes.c_float] + [pointer] * 12
     )
-    for function in (found.cell_lengths, found.draw_cells, found.make_batch):
+    for function in (found.draw_cells, found.make_batch):
         function.restype = None
-    for function in (found.count_masked, found.pack_cells):
+    for function in (found.cell_lengths, found.count_masked, found.pack_cells):
         function.restype = integer
     return found
 
@@ -67,7 +67,7 @@ class Piece:
         self.takes = takes(self.genes) and takes(self.counts)
         """Whether the C code takes it."""
         arrays = self.genes, self.counts, self.offsets
-        self.row = struct.pack("=5q", *map(address, arrays), self.genes.itemsize, self.counts.itemsize)
+        self.row = struct.pack("=6q", *map(address, arrays), self.genes.itemsize, self.counts.itemsize, self.n_cells)
         """`struct piece`."""
 
 
@@ -85,15 +85,14 @@ class CellRows:
         self._piece_of, self._indices = (np.ascontiguousarray(array, dtype=np.int64) for array in (piece_of, indices))
         if len(piece_of) != len(indices):
             raise ValueError("piece_of and indices must have one element a cell")
-        if len(indices) and (self._piece_of.min() < 0 or self._piece_of.max() >= len(pieces) or self._indices.min() < 0):
-            raise ValueError(f"piece_of or indices point outside the {len(pieces)} pieces")
-        if (self._indices >= np.array([piece.n_cells for piece in pieces], dtype=np.int64)[self._piece_of]).any():
-            raise ValueError("indices point outside a piece")
         self._table = b"".join(piece.row for piece in pieces)
         self.takes = all(piece.takes for piece in pieces)
         """Whether the C code takes them."""
-        self.lengths = self._lengths()
-        """int64 [cells]: each cell's genes."""
+        self.lengths = np.empty(len(indices), dtype=np.int64)
+        """Each cell's genes, int64 [cells]."""
+        found = self._find_lengths()
+        if found < len(indices):
+            raise ValueError(f"cell {indices[found]} of piece {piece_of[found]} lies outside the {len(pieces)} pieces")
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -115,15 +114,17 @@ class CellRows:
             counts.append(piece.counts[row])
         return np.concatenate(genes), np.concatenate(counts), np.concatenate([[0], np.cumsum(self.lengths)])
 
-    def _lengths(self) -> np.ndarray:
-        compiled = library()
-        if compiled is None:
-            offsets = [self.pieces[number].offsets for number in self._piece_of.tolist()]
-            lengths = [some[i + 1] - some[i] for some, i in zip(offsets, self._indices.tolist(), strict=True)]
-            return np.array(lengths, dtype=np.int64)
-        lengths = np.empty(len(self), dtype=np.int64)
-        compiled.cell_lengths(*self.where, address(lengths))
-        return lengths
+    def _find_lengths(self) -> int:
+        """Fill `lengths`; the number of cells before one that is in none of the pieces."""
+        if library() is not None:
+            table, *where = self.where
+            return library().cell_lengths(table, len(self.pieces), *where, address(self.lengths))
+        for cell, (number, index) in enumerate(zip(self._piece_of.tolist(), self._indices.tolist(), strict=True)):
+            if not (0 <= number < len(self.pieces) and 0 <= index < self.pieces[number].n_cells):
+                return cell
+            offsets = self.pieces[number].offsets
+            self.lengths[cell] = offsets[index + 1] - offsets[index]
+        return len(self)
 
     @property
     def where(self) -> tuple:
@@ -169,9 +170,9 @@ def draw(cells: CellRows, keys: np.ndarray, law: Law) -> Drawn:
     n, longest = int(offsets[-1]), int(cells.lengths.max(initial=0))
     genes, counts = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.uint32)
     values, masked, positions = np.empty(n, dtype=np.float32), np.empty(n, dtype=bool), np.empty(n, dtype=np.int32)
-    totals = np.empty(len(cells), dtype=np.int64)
+    totals, logarithms = np.empty(len(cells), dtype=np.int64), log1p_table()
     library().draw_cells(
-        *cells.where, longest, address(keys), law.row, address(log1p_table()), address(offsets), _scratch(28 * longest),
+        *cells.where, longest, address(keys), law.row, address(logarithms), address(offsets), _scratch(28 * longest),
         address(genes), address(counts), address(values), address(masked), address(positions), address(totals),
     )
     return Drawn(genes, counts, values, masked, positions, offsets, totals)
@@ -272,9 +273,9 @@ def make(
     if n_tokens >= 2**31:
         raise ValueError(f"{n_tokens} tokens are too many: less than 2³¹")
     packed = _room(n_tokens, n_tokens)
-    sizes, totals = np.empty(2, dtype=np.int64), np.empty(len(cells), dtype=np.int64)
+    sizes, totals, logarithms = np.empty(2, dtype=np.int64), np.empty(len(cells), dtype=np.int64), log1p_table()
     library().make_batch(
-        *cells.where, longest, address(keys), law.row, address(log1p_table()), address(token_offsets), cls_token, masked_value,
+        *cells.where, longest, address(keys), law.row, address(logarithms), address(token_offsets), cls_token, masked_value,
         _scratch(max(28 * longest, 20 * n_tokens)), address(sizes), address(totals), *(address(array) for array in packed),
     )
     n_masked, n_queries = sizes.tolist()

@@ -32,12 +32,13 @@ def build(corpus: Path, folder: Path) -> None:
 
 
 def rows(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[Cells]:
-    """An epoch of raw rows; the matrix alone, no obs."""
+    """Raw rows, epoch after epoch; the matrix alone, no obs."""
     _fast_zarr()
     loader = annbatch.Loader(chunk_size=settings["chunk"], preload_nchunks=settings["preload"], batch_size=settings["batch"],
                              shuffle=True, preload_to_gpu=False, rng=np.random.default_rng(law.seed))
     for group in annbatch.DatasetCollection(str(folder / f"{settings['store']}.zarr"), mode="r"):
         loader.add_dataset(anndata.io.sparse_dataset(group["X"]))
-    for batch in loader:
-        matrix = batch["X"]
-        yield Cells(matrix.indices, matrix.data, matrix.indptr)
+    while True:
+        for batch in loader:
+            matrix = batch["X"]
+            yield Cells(matrix.indices, matrix.data, matrix.indptr)

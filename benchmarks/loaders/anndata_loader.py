@@ -21,13 +21,14 @@ def build(corpus: Path, folder: Path) -> None:
 
 
 def rows(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[Cells]:
-    """An epoch of raw rows, sparse: no conversion to dense tensors."""
+    """Raw rows, epoch after epoch, sparse: no conversion to dense tensors."""
     import torch
     from anndata.experimental import AnnLoader
 
     torch.manual_seed(law.seed)
     source = anndata.read_h5ad(corpus / "cells.h5ad", backed="r")
     loader = AnnLoader(source, batch_size=settings["batch"], shuffle=True, use_default_converter=False)
-    for view in loader:
-        matrix = view.X
-        yield Cells(matrix.indices, matrix.data, matrix.indptr)
+    while True:
+        for view in loader:
+            matrix = view.X
+            yield Cells(matrix.indices, matrix.data, matrix.indptr)

@@ -13,7 +13,7 @@ from scbench.data.extents import Cells
 from scbench.data.store import Store
 
 TRIED = ({},)
-ENDLESS = True  # the last batch of an epoch is filled with cells of the next
+FILLED = True  # the last batch of an epoch is filled with cells of the next
 FORMAT = scbench_store.FORMAT
 READ_BYTES = 8_000_000
 
@@ -70,5 +70,5 @@ def training(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[C
 
 
 def extents(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[Cells]:
-    """Whole extents in the order of scbench's epoch."""
+    """Whole extents in the order of scbench's epochs."""
     return scbench_store.in_order(MappedSplit(folder), law)

@@ -106,12 +106,14 @@ def _table(folder: Path) -> "datasets.Dataset":
 
 
 def training(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[PaddedBatch]:
-    """An epoch."""
+    """Epoch after epoch."""
     torch.manual_seed(law.seed)
     table = _table(folder).with_format(None if settings["format"] == "python" else settings["format"])
     collate = Collate(Vocabulary.load(corpus / "vocabulary.json"), law)
-    yield from DataLoader(ReferenceCells(table, law), batch_size=law.batch_cells, shuffle=True, collate_fn=collate,
-                          num_workers=settings["workers"])
+    loader = DataLoader(ReferenceCells(table, law), batch_size=law.batch_cells, shuffle=True, collate_fn=collate,
+                        num_workers=settings["workers"], persistent_workers=settings["workers"] > 0)
+    while True:
+        yield from loader
 
 
 def whole_cells(batch: PaddedBatch) -> Cells:

@@ -32,7 +32,7 @@ def main(task: dict) -> dict:
     epochs = _epochs(loader, corpus, folder, law, task["settings"])
     if task["action"] == "check":
         return {"failure": _check(loader, epochs["training"](), np.load(corpus / "hashes.npy"))}
-    return _time(epochs[task["stage"]], task["seconds"])
+    return _time(epochs[task["stage"]], task["seconds"], len(np.load(corpus / "hashes.npy", mmap_mode="r")), task["once"])
 
 
 def _build(loader: ModuleType, corpus: Path, folder: Path) -> dict:
@@ -46,7 +46,8 @@ def _build(loader: ModuleType, corpus: Path, folder: Path) -> dict:
 
 
 def _epochs(loader: ModuleType, corpus: Path, folder: Path, law: Law, settings: dict) -> dict[str, Callable[[], Iterator]]:
-    """What makes an epoch of each stage that the loader has; one that only gives rows gets scbench's tokenising behind it."""
+    """What makes the endless epochs of each stage that the loader has; one that only gives rows gets scbench's tokenising
+    behind it."""
     made = {stage: lambda stage=stage: getattr(loader, stage)(corpus, folder, law, settings)
             for stage in STAGES if hasattr(loader, stage)}
     if "rows" in made and settings.get("ahead"):
@@ -59,18 +60,21 @@ def _epochs(loader: ModuleType, corpus: Path, folder: Path, law: Law, settings: 
     return made
 
 
-def _check(loader: ModuleType, epoch: Iterator, expected: np.ndarray) -> str | None:
-    """What is wrong with an epoch that shows every gene: each cell must come once, gene by gene and count by count.
+def _check(loader: ModuleType, epochs: Iterator, expected: np.ndarray) -> str | None:
+    """What is wrong with a first epoch that shows every gene: each cell must come once, gene by gene and count by count.
 
     `expected`: the sorted content hashes of the source.
     """
     whole_cells = getattr(loader, "whole_cells", tokenise.whole_cells)
-    hashes = []
-    for batch in epoch:
+    hashes, left = [], len(expected)
+    for batch in epochs:
         found = content_hash(*whole_cells(batch))
-        if getattr(loader, "ENDLESS", False):  # the last batch reaches into the next epoch
+        if getattr(loader, "FILLED", False):
             found = found[np.asarray(batch.samples) < len(expected)]
         hashes.append(found)
+        left -= len(found)
+        if left <= 0:
+            break
     delivered = np.sort(np.concatenate(hashes))
     wrong = np.count_nonzero(~np.isin(delivered, expected))
     if wrong:
@@ -81,13 +85,14 @@ def _check(loader: ModuleType, epoch: Iterator, expected: np.ndarray) -> str | N
     return None
 
 
-def _time(epoch: Callable[[], Iterator], seconds: float) -> dict:
-    """An epoch from opening on; after `seconds` it ends, and the first batch, with the opening, is left out of the rate."""
+def _time(epochs: Callable[[], Iterator], seconds: float, epoch_cells: int, once: bool) -> dict:
+    """Epoch after epoch for `seconds`, from opening on, or only `once`; who doesn't get through one has its first batch, with
+    the opening, left out of the rate."""
     before = peak = _peak_bytes()
     looked = 0.0
     start = time.perf_counter()
-    batches = epoch()
-    cells, tokens, moved, first, whole = 0, 0, 0, None, True
+    batches = epochs()
+    cells, tokens, moved, first = 0, 0, 0, None
     for batch in batches:
         now = time.perf_counter() - start
         sizes = _sizes(batch)
@@ -96,11 +101,11 @@ def _time(epoch: Callable[[], Iterator], seconds: float) -> dict:
         if now - looked > LOOK_SECONDS:  # a process that reads for this one may end before the epoch does
             peak, looked = max(peak, _peak_bytes()), now
         cells, tokens, moved = (total + size for total, size in zip((cells, tokens, moved), sizes, strict=True))
-        if now > seconds and now > 2 * first:
-            whole = False
+        if (now > seconds and now > 2 * first) or (once and cells >= epoch_cells):
             break
     elapsed = time.perf_counter() - start
     peak = max(peak, _peak_bytes())
+    whole = cells >= epoch_cells
     if not whole:
         elapsed -= first
         cells, tokens, moved = (total - size for total, size in zip((cells, tokens, moved), first_sizes, strict=True))

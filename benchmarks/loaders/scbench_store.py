@@ -16,7 +16,7 @@ from scbench.data.vocabulary import Vocabulary
 from scbench.kernels.sampler import CellRows
 
 TRIED = ({},)  # as a run of `scbench pretrain` has it
-ENDLESS = True  # the last batch of an epoch is filled with cells of the next
+FILLED = True  # the last batch of an epoch is filled with cells of the next
 FORMAT = "shard store: TensorStore zarr3, raw chunks"
 
 
@@ -33,16 +33,16 @@ def open_split(folder: Path) -> SplitReader:
 
 
 def training(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[CellBatch]:
-    """An epoch and what fills its last batch."""
+    """Epoch after epoch."""
     return batches(open_split(folder), corpus, law)
 
 
 def batches(split: SplitReader, corpus: Path, law: Law) -> Iterator[CellBatch]:
-    """Those of scbench's loader; the samples past the epoch's end are the next epoch's."""
+    """Those of scbench's loader."""
     vocabulary = Vocabulary.load(corpus / "vocabulary.json")
     with Loader(split, vocabulary, InputLaw(law.max_genes), seed=law.seed, batch_cells=law.batch_cells,
                 micro_batch_cells=None, mask_ratio=law.mask_ratio, weighted_share=law.weighted_share, lanes=None) as loader:
-        for _ in range(-(-split.n_cells // law.batch_cells)):
+        while True:
             yield next(loader)[0]
 
 
@@ -54,7 +54,7 @@ def rows(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[Cells
 
 
 def shuffled(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[Cells]:
-    """The extents of an epoch, read and checked, and all that the loader does to mix their cells: every batch is located."""
+    """The extents of epochs, read and checked, and all that the loader does to mix their cells: every batch is located."""
     for cells in _located(open_split(folder), law):
         if isinstance(cells, Cells):
             yield cells
@@ -65,7 +65,7 @@ def _located(split: SplitReader, law: Law) -> Iterator[Cells | CellRows]:
     order = _order(split, law)
     cache = ExtentCache(split)
     start = 0
-    while start < split.n_cells:
+    while True:
         group = order.group(start)
         cache.keep_only(set())
         for extent in group.extents:
@@ -73,21 +73,21 @@ def _located(split: SplitReader, law: Law) -> Iterator[Cells | CellRows]:
             [piece] = cache.rows(np.array([extent]), np.zeros(1, dtype=np.int64)).pieces
             yield Cells(piece.genes, piece.counts, piece.offsets)
         for first in range(start, group.stop, law.batch_cells):
-            located = order.locate(np.arange(first, min(first + law.batch_cells, group.stop)))
+            located = order.locate(first, min(first + law.batch_cells, group.stop))
             yield cache.rows(located.extents, located.indices)
         start = group.stop
 
 
 def extents(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[Cells]:
-    """Whole extents in an epoch's order, each read and checked."""
+    """Whole extents in the order of the epochs, each read and checked."""
     return in_order(open_split(folder), law)
 
 
 def in_order(split: SplitReader, law: Law) -> Iterator[Cells]:
-    """A split's extents in the order in which an epoch meets them."""
+    """A split's extents in the order in which the epochs meet them."""
     order = _order(split, law)
     start = 0
-    while start < split.n_cells:
+    while True:
         group = order.group(start)
         for extent in group.extents.tolist():
             yield Cells(*split.read_extent(extent))

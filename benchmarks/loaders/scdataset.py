@@ -46,13 +46,13 @@ class BackedRows:
 
 
 def rows(corpus: Path, folder: Path, law: Law, settings: dict) -> Iterator[Cells]:
-    """An epoch of raw rows."""
+    """Raw rows, epoch after epoch."""
     for batch in _batches(corpus, law, settings, None):
         yield _cells(batch)
 
 
 def training_in_workers(corpus: Path, law: Law, settings: dict) -> Iterator[CellBatch]:
-    """An epoch, tokenised by the processes that read."""
+    """The same, tokenised by the processes that read."""
     yield from _batches(corpus, law, settings, TokeniseInWorker(corpus, law))
 
 
@@ -70,14 +70,17 @@ class TokeniseInWorker:
         return made
 
 
-def _batches(corpus: Path, law: Law, settings: dict, transform: TokeniseInWorker | None) -> DataLoader:
+def _batches(corpus: Path, law: Law, settings: dict, transform: TokeniseInWorker | None) -> Iterator:
     dataset = scDataset(BackedRows(corpus / "cells.h5ad"), BlockShuffling(block_size=settings["block"]),
                         batch_size=settings["batch"], fetch_factor=settings["fetch"] // settings["batch"],
                         batch_transform=transform, seed=law.seed)
     workers = {"num_workers": settings["workers"]}
     if settings["workers"]:
-        workers["prefetch_factor"] = settings["fetch"] // settings["batch"] + 1  # as its documentation says
-    return DataLoader(dataset, batch_size=None, **workers)
+        # as its documentation says; the processes stay from epoch to epoch
+        workers |= {"prefetch_factor": settings["fetch"] // settings["batch"] + 1, "persistent_workers": True}
+    loader = DataLoader(dataset, batch_size=None, **workers)
+    while True:
+        yield from loader
 
 
 def _cells(batch: sparse.csr_matrix) -> Cells:

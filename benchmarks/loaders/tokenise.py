@@ -24,6 +24,7 @@ from scbench.data.batch import CellBatch  # noqa: E402
 from scbench.data.extents import Cells  # noqa: E402
 from scbench.data.sampler import CellSampler  # noqa: E402
 from scbench.data.vocabulary import Vocabulary  # noqa: E402
+from scbench.kernels.sampler import CellRows, Piece  # noqa: E402
 
 if STAND_IN:
     del sys.modules["torch"]  # nobody else must think that torch is there
@@ -40,18 +41,17 @@ class Tokeniser:
 
     def __call__(self, cells: Cells) -> Iterator[CellBatch]:
         """Batches of `law.batch_cells` of the cells; the last one may be smaller."""
-        numbers = np.arange(self._next, self._next + len(cells.offsets) - 1)
-        self._next += len(numbers)
-        sampled = self._sampler.draw(_unsigned(cells), numbers)
-        for start in range(0, len(numbers), self._batch_cells):
-            chosen = slice(start, start + self._batch_cells)
-            yield self._sampler.pack(sampled, np.arange(len(numbers))[chosen], numbers[chosen], numbers[chosen])
+        piece = Piece(*map(_unsigned, (cells.genes, cells.counts)), cells.offsets)
+        for start in range(0, piece.n_cells, self._batch_cells):
+            indices = np.arange(start, min(start + self._batch_cells, piece.n_cells))
+            numbers = self._next + indices
+            yield self._sampler.make(CellRows([piece], np.zeros_like(indices), indices), numbers, numbers)
+        self._next += piece.n_cells
 
 
-def _unsigned(cells: Cells) -> Cells:
-    """The same cells in the dtypes that the native sampler reads; nothing but offsets is copied."""
-    genes, counts = (x.view(f"u{x.itemsize}") if x.dtype.kind == "i" else x for x in (cells.genes, cells.counts))
-    return Cells(genes, counts, cells.offsets.astype(np.int64))
+def _unsigned(array: np.ndarray) -> np.ndarray:
+    """The same in the dtype that the native sampler reads, nothing copied."""
+    return array.view(f"u{array.itemsize}") if array.dtype.kind == "i" else array
 
 
 def tokenised(rows: Iterator[Cells], corpus: Path, law: Law) -> Iterator[CellBatch]:

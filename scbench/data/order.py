@@ -85,36 +85,30 @@ class SampleOrder:
         self._epoch = lru_cache(maxsize=2)(self._permute_extents)
         self._interleaving = lru_cache(maxsize=_CACHED_GROUPS)(self._interleave)
 
-    def locate(self, samples: np.ndarray) -> Located:
-        """The cells of sample numbers int64 [n], each ≥ 0, in any order."""
-        samples = np.asarray(samples, dtype=np.int64)
-        located = Located(*(np.empty(len(samples), dtype=np.int64) for _ in Located._fields))
-        epochs, within = np.divmod(samples, self.n_cells)
-        for epoch in np.unique(epochs):
-            plan = self._epoch(int(epoch))
-            of_epoch = np.flatnonzero(epochs == epoch)
-            groups = np.searchsorted(plan.starts, within[of_epoch], side="right") - 1
-            for group in np.unique(groups):
-                chosen = of_epoch[groups == group]
-                table = self._interleaving(int(epoch), int(group))
-                position = within[chosen] - plan.starts[group]
-                lanes = table.lanes[position]
-                located.lanes[chosen] = lanes
-                located.extents[chosen] = plan.extents[plan.edges[group] + lanes]
-                located.indices[chosen] = table.indices[position]
-        return located
+    def locate(self, start: int, stop: int) -> Located:
+        """The cells of the sample numbers from `start` ≥ 0 up to `stop` > `start`, which isn't one of them."""
+        parts = []
+        while start < stop:
+            epoch, number, group = self._find(start)
+            table = self._interleaving(epoch, number)
+            some = slice(start - group.start, min(stop, group.stop) - group.start)
+            lanes = table.lanes[some].astype(np.int64)
+            parts.append(Located(group.extents[lanes], table.indices[some].astype(np.int64), lanes))
+            start = group.stop
+        return parts[0] if len(parts) == 1 else Located(*map(np.concatenate, zip(*parts, strict=True)))
 
     def group(self, sample: int) -> Group:
         """The group that holds a sample."""
+        return self._find(sample)[2]
+
+    def _find(self, sample: int) -> tuple[int, int, Group]:
+        """The epoch of a sample, and its group: the number in that epoch, and what it is."""
         epoch, within = divmod(sample, self.n_cells)
         plan = self._epoch(epoch)
-        group = int(np.searchsorted(plan.starts, within, side="right")) - 1
+        number = int(plan.starts.searchsorted(within, side="right")) - 1
+        starts, edges = (array[number : number + 2].tolist() for array in (plan.starts, plan.edges))
         first = epoch * self.n_cells
-        return Group(
-            first + int(plan.starts[group]),
-            first + int(plan.starts[group + 1]),
-            plan.extents[plan.edges[group] : plan.edges[group + 1]],
-        )
+        return epoch, number, Group(first + starts[0], first + starts[1], plan.extents[edges[0] : edges[1]])
 
     def rank_slice(self, step: int, batch_cells: int, rank: int, world: int) -> tuple[np.ndarray, Located]:
         """One rank's samples of global batch `step`, int64 [n], and their cells.
@@ -122,10 +116,9 @@ class SampleOrder:
         Batch s is samples [s·B, (s+1)·B) sorted by lane (stable); rank r takes [r·B//W, (r+1)·B//W) of that. Ranks one
         after the other give the one-rank batch, and a rank meets about 1/W of the lanes, so it reads 1/W of the extents.
         """
-        samples = np.arange(step * batch_cells, (step + 1) * batch_cells, dtype=np.int64)
-        located = self.locate(samples)
-        mine = np.argsort(located.lanes, kind="stable")[rank * batch_cells // world : (rank + 1) * batch_cells // world]
-        return samples[mine], Located(*(x[mine] for x in located))
+        located = self.locate(step * batch_cells, (step + 1) * batch_cells)
+        mine = located.lanes.argsort(kind="stable")[rank * batch_cells // world : (rank + 1) * batch_cells // world]
+        return step * batch_cells + mine, Located(*(x[mine] for x in located))
 
     def _permute_extents(self, epoch: int) -> _Epoch:
         key = random.key(self.seed, Stream.EXTENT, epoch)

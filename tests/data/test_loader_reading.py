@@ -57,7 +57,7 @@ def test_batches_across_many_groups(sizes, lanes, batch_cells):
     split.starts = np.concatenate([[0], np.cumsum(sizes)])
     order = SampleOrder(split.extent_sizes, 7, lanes)
     for step, window in enumerate(windows(split, 12, lanes=lanes, batch_cells=batch_cells)):
-        located = order.locate(np.arange(step * batch_cells, (step + 1) * batch_cells))
+        located = order.locate(step * batch_cells, (step + 1) * batch_cells)
         numbers = split.starts[located.extents] + located.indices
         assert [record[1] for record in regrouped(window)] == numbers.tolist()
 
@@ -89,7 +89,7 @@ def test_windows_of_a_split_on_the_disk(tmp_path):
     shares = [windows(split, 35, rank=rank, world=2) for rank in range(2)]  # into the second epoch
     for step in range(35):
         samples = np.arange(step * 24, (step + 1) * 24)
-        located = order.locate(samples)
+        located = order.locate(step * 24, (step + 1) * 24)
         expected = [
             oracle_cell(cells, int(starts[extent] + index), int(sample), **law)
             for extent, index, sample in zip(located.extents, located.indices, samples, strict=True)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import weakref
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from scbench.data.cells import CellTokens
 from scbench.data.sampler import CellSampler
 from scbench.errors import UserError
 from scbench.kernels import native, sampler
+from scbench.kernels.logarithm import log1p_table
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = SimpleNamespace(cls=70_001, pad=70_000)
@@ -133,6 +135,30 @@ def test_what_would_read_elsewhere_is_refused():
             sampler.pack(*arrays, np.array([start]), np.array([length]), np.array([0, end]), **tokens)
     with pytest.raises(ValueError, match="equally long"):
         sampler.pack(genes[:2], *arrays[1:], np.array([0]), np.array([2]), np.array([0, 3]), **tokens)
+
+
+def test_what_the_c_code_reads_is_held_while_it_reads(monkeypatch):
+    """Two threads that ask for the table of logarithms first get one each, and only one of them is kept."""
+    class Watched:
+        def __getattr__(self, name):
+            def called(*arguments):
+                assert tables[-1]() is not None, f"{name} reads memory that was given back"
+                return getattr(compiled, name)(*arguments)
+            return called
+
+    def fresh() -> np.ndarray:
+        table = np.array(log1p_table())
+        tables.append(weakref.ref(table))
+        return table
+
+    compiled, tables = sampler.library(), []
+    piece = sampler.Piece(np.array([1, 2, 3], np.uint16), np.array([1, 1, 1], np.uint8), np.array([0, 2, 3]))
+    rows, law = sampler.CellRows([piece], np.zeros(2), np.arange(2)), sampler.Law(1, 2, 0.5, 3, 0.5, max_genes=5)
+    monkeypatch.setattr(sampler, "library", Watched)
+    monkeypatch.setattr(sampler, "log1p_table", fresh)
+    sampler.draw(rows, np.arange(2), law)
+    sampler.make(rows, np.arange(2), law, cls_token=5, masked_value=-1.0)
+    assert len(tables) == 2
 
 
 # --- how it is made ------------------------------------------------------------------------------------------------
