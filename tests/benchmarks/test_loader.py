@@ -17,8 +17,8 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-SMALL = ["--cells", "300", "--vocabulary-size", "3000", "--rounds", "1", "--seconds", "0.2", "--cores", "1", "--caches", "warm",
-         "--loaders", "scbench", "memmap", "reference"]
+SMALL = ["--cells", "300", "--vocabulary-size", "3000", "--rounds", "1", "--seconds", "0.2", "--cores", "1",
+         "--caches", "warm", "--loaders", "scbench", "memmap", "reference"]
 FIELDS = {"loader", "sampler", "stage", "cache", "cores", "status", "cells_per_second", "tokens_per_second", "peak_bytes",
           "settings"}
 
