@@ -2,11 +2,11 @@
 
     python benchmarks/communication.py [--json docs/results/communication/communication.json] [--worlds 1 2 4]
 
-A transformer, its micro-batch a rank the same at every stage and number of ranks. Counted is every collective that reaches
-torch.distributed between the start of forward and the end of the optimizer's step, so DeepSpeed's own norms and flags too; a
-collective over a tensor of n bytes counts what a ring sends from each of W ranks: 2 (W - 1) / W n for an all-reduce, (W - 1) / W n
-for a gather, a scatter, a reduce or a broadcast. The seconds are a CPU's and gloo's, over the loopback: compare stages, not
-numbers of ranks where there are more of them than cores.
+A transformer, its micro-batch a rank the same at every stage and number of ranks, two micro-steps. Counted is every collective
+that reaches torch.distributed between the start of forward and the end of the optimizer's step, so DeepSpeed's own norms and
+flags too. One over a tensor of n bytes counts what a ring sends from each of W ranks: 2 (W - 1) / W n for an all-reduce,
+(W - 1) / W n for a gather, a scatter, a reduce or a broadcast. The seconds are a CPU's and gloo's, over the loopback: compare
+stages, not numbers of ranks where there are more of them than cores.
 """
 
 import argparse
@@ -39,8 +39,8 @@ from scbench.training.pretrain import backward
 
 STEPS, FIRST = 8, 3  # the first ones make buffers
 MICRO_STEPS = 2
-WHOLE = {"_allgather_base_": 0, "allgather_": 0, "allgather_into_tensor_coalesced_": 0, "_reduce_scatter_base_": 1,
-         "reduce_scatter_": 1, "reduce_scatter_tensor_coalesced_": 1}  # the argument that holds the whole tensor; else the first
+# which argument holds the whole tensor, if it isn't the first
+WHOLE = {"_reduce_scatter_base_": 1, "reduce_scatter_": 1, "reduce_scatter_tensor_coalesced_": 1}
 
 
 class Sent(TorchDispatchMode):
@@ -63,15 +63,16 @@ class Sent(TorchDispatchMode):
 
 def cases(worlds: list[int], width: int, vocabulary_size: int) -> list[Case]:
     """Every stage, precision and number of ranks."""
-    return [Case(structure="transformer", width=width, layers=4, vocabulary_size=vocabulary_size, cells=4, genes=127, stage=stage,
-                 precision=precision, world=world, micro_steps=MICRO_STEPS)
+    shape = {"width": width, "layers": 4, "vocabulary_size": vocabulary_size, "cells": 4, "genes": 127}
+    return [Case(structure="transformer", **shape, stage=stage, precision=precision, world=world, micro_steps=MICRO_STEPS)
             for world in worlds for precision in ("bf16", "fp32") for stage in range(4)]
 
 
 def measure(case: Case) -> dict:
     """The counts of one step, and its median seconds; of this rank."""
     config, batch = case.config(), synthetic_batch(case)
-    model = ExpressionModel(config.model(case.vocabulary_size), Vocabulary.build(f"g{i:06d}" for i in range(case.vocabulary_size - 3)))
+    vocabulary = Vocabulary.build(f"gene-{i:06d}" for i in range(case.vocabulary_size - 3))
+    model = ExpressionModel(config.model(case.vocabulary_size), vocabulary)
     parameters = sum(p.numel() for p in model.parameters())
     settings, _ = read_deepspeed_config(config, case.micro_steps)
     engine = engines.make_engine(model, config, settings)
@@ -102,7 +103,7 @@ def ranks(listed: list[Case], world: int) -> list[dict]:
         task, out = Path(folder, "task.json"), Path(folder, "out.json")
         task.write_text(json.dumps([dataclasses.asdict(case) for case in listed]))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, __file__, "--worker", task, out]
+        command = [sys.executable, "-W", "ignore::FutureWarning", __file__, "--worker", task, out]
         started = [subprocess.Popen(command, env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)})
                    for rank in range(world)]
         if sum(process.wait() for process in started):
@@ -129,6 +130,17 @@ def row_of(case: Case, found: dict) -> dict:
             "bytes": found["bytes"], "seconds": found["seconds"], "settings": dataclasses.asdict(case)}
 
 
+def table(rows: list[dict]) -> str:
+    """The table of docs/training.md: one line a stage, precision and number of ranks."""
+    columns = ["stage", "precision", "ranks", "sent by a rank, MB", "predicted, MB", "calls", "seconds"]
+    lines = [["---"] * len(columns)]
+    for row in rows:
+        sent, predicted = (f"{row[name] / 1e6:.2f}" for name in ("sent_bytes", "predicted_bytes"))
+        lines.append([f"zero{row['stage']}", row["precision"], str(row["world"]), sent, predicted,
+                      f"{sum(row['calls'].values()):.0f}", f"{row['seconds']:.3f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, *lines])
+
+
 def main() -> None:
     """Count, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -144,9 +156,7 @@ def main() -> None:
     for world in options.worlds:
         listed = cases([world], options.width, options.vocabulary_size)
         rows += [row_of(case, found) for case, found in zip(listed, ranks(listed, world), strict=True)]
-    lines = [[f"zero{row['stage']} {row['precision']}", str(row["world"]), f"{row['sent_bytes']:,}", f"{row['predicted_bytes']:,}",
-              f"{sum(row['calls'].values()):.0f}", f"{row['seconds']:.3f}"] for row in rows]
-    record.print_table(["stage", "ranks", "bytes sent by a rank", "predicted", "calls", "seconds"], lines)
+    print(table(rows))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         record.write(options.json, rows, machine.describe(), ("stage", "precision", "world"))

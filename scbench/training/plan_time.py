@@ -58,15 +58,19 @@ def cell_flops(config: ModelConfig, lengths: np.ndarray, mask_ratio: float, quer
 
 
 def communicated_bytes(parameters: int, precision: str, stage: int, world: int, micro_steps: int) -> float:
-    """Bytes that a rank sends in a step, by ring algorithms: all-reduce 2 (N − 1) / N of a tensor, the halves of it once."""
+    """Bytes that a rank sends in a step, by ring algorithms: all-reduce 2 (N − 1) / N of a tensor, the halves of it once.
+
+    As counted (benchmarks/communication.py). ZeRO 3 gathers weights once a micro-step, not twice: models of fewer parameters
+    than `stage3_max_reuse_distance` (10⁹) keep them from forward to backward.
+    """
     e, once = ELEMENT[precision], (world - 1) / world * parameters
     if stage == 0:
         return 2 * once * e
     if stage == 1:
-        return once * (2 * 4 + e)  # fp32 gradients all-reduced, weights gathered
+        return once * (2 * e + e)  # gradients all-reduced, weights gathered
     if stage == 2:
         return once * (2 * e * micro_steps + e)
-    return once * 3 * e * micro_steps  # weights gathered twice, gradients scattered
+    return once * 2 * e * micro_steps  # weights gathered, gradients scattered
 
 
 def step_time(config: ModelConfig, precision: str, deepspeed: str, gpu: Gpu, world: int, micro: Micro, micro_steps: int,

@@ -127,7 +127,7 @@ def test_bytes_on_the_links():
     """The textbook's volumes: all-reduce twice what reduce-scatter and all-gather move each; nothing alone."""
     assert all(communicated_bytes(1000, "bf16", stage, 1, 1) == 0 for stage in range(4))
     assert communicated_bytes(1000, "fp32", 0, 4, 1) == pytest.approx(2 * 0.75 * 4000)
-    assert communicated_bytes(1000, "bf16", 3, 4, 2) == pytest.approx(2 * 3 * 0.75 * 2000)
+    assert communicated_bytes(1000, "bf16", 3, 4, 2) == pytest.approx(2 * 2 * 0.75 * 2000)
 
 
 def test_flops_are_the_formula_and_never_the_table():
