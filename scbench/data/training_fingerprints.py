@@ -73,6 +73,29 @@ class TrainingFingerprints:
                     found[name][cells] = True
         return found["content"], found["core"]
 
+    def joined(self, more: "TrainingFingerprints") -> "TrainingFingerprints":
+        """These of a model directory, and `more` with their hashes in the blocks; both on one gene list."""
+
+        def blocks() -> Iterator[np.ndarray]:
+            start = 0
+            for block in self.blocks():
+                whole = np.zeros(len(block), dtype=RECORD)
+                for name in CELL.names:
+                    whole[name] = block[name]
+                core = self.hashes["core"][start : start + len(block)]
+                whole["core"][: len(core)] = core  # a set: which of the cells has which does not matter
+                start += len(block)
+                yield whole
+            for block in more.blocks():
+                moved = block.copy()
+                moved["measured"] += len(self.measured)
+                yield moved
+
+        measured = np.concatenate([self.measured, more.measured])
+        return TrainingFingerprints(
+            hashes=None, measured=measured, genes=self.genes, n_cells=self.n_cells + more.n_cells, blocks=blocks
+        )
+
     def save(self, directory: Path) -> None:
         """Make `directory` and write the files named above, but for the content hashes; 16 bytes a cell in memory."""
         directory.mkdir()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from scbench import __version__
-from scbench.config import EmbedConfig
+from scbench.config import EmbedConfig, InputLaw
 from scbench.data.cells import CellTokens, Counts, content_hash, take, to_tokens, wide
 from scbench.data.gene_identity import GeneMap, check_matched, map_genes
 from scbench.data.sampler import CellSampler
@@ -173,10 +173,7 @@ def encode(
     if model.config.structure == "linear_mixer" and max_genes > inputs.max_genes:
         raise UserError(f"max_genes is {max_genes}: a linear_mixer has weights for {inputs.max_genes} genes only.")
     inputs = inputs.with_max_genes(max_genes)
-    weighted = model.config.recipe == "aaai2025" and model.provenance.get("training", {}).get("weighted_sampling", True)
-    sampler = CellSampler(
-        model.vocabulary, inputs, seed=random.key(seed, Stream.EMBEDDING), weighted_share=1.0 if weighted else 0.0
-    )
+    sampler = sampler_of(model, inputs, seed)
     lengths = np.diff(cells.offsets)
     repeats = np.where(lengths > max_genes, draws, 1)
     first = np.cumsum(repeats) - repeats
@@ -197,6 +194,14 @@ def encode(
     if not np.isfinite(values).all():
         raise UserError("the model's embeddings are not finite numbers: its weights are damaged, train or copy it again.")
     return values
+
+
+def sampler_of(model: ExpressionModel, inputs: InputLaw, seed: int) -> CellSampler:
+    """What draws a cell's genes for the model outside pretraining; nothing is masked."""
+    weighted = model.config.recipe == "aaai2025" and model.provenance.get("training", {}).get("weighted_sampling", True)
+    return CellSampler(
+        model.vocabulary, inputs, seed=random.key(seed, Stream.EMBEDDING), weighted_share=1.0 if weighted else 0.0
+    )
 
 
 def _draws(model: ExpressionModel, draws: int | None) -> int:

@@ -59,10 +59,35 @@ class LabelledCells(NamedTuple):
         return said
 
 
+class ReadCells(NamedTuple):
+    """The labelled cells of a file that a benchmark may use, copies of each other and small classes included."""
+
+    tokens: CellTokens
+    counts: scipy.sparse.csr_matrix
+    hashes: np.ndarray
+    words: np.ndarray  # object [cells], labels
+    rows: np.ndarray  # int64 [cells], ascending, in the file
+    counted: dict[str, int]  # all cells of the file, and removed ones
+    overlap: str
+    matching: dict
+    seen: dict[str, int]
+
+
 def read_cells(
     model: ExpressionModel, source: AnnDataSource, label: str, *, max_overlap: float, allow_overlap: bool, progress: bool
 ) -> LabelledCells:
     """Read the cells that a benchmark of `model` may use; UserError if too few remain, or if it has seen too many."""
+    read = read_labelled(
+        model, source, label, max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress
+    )
+    return _choose(read.tokens, read.counts, read.hashes, read.words, source.name, label, read.counted, read.overlap,
+                   read.matching, read.seen)
+
+
+def read_labelled(
+    model: ExpressionModel, source: AnnDataSource, label: str, *, max_overlap: float, allow_overlap: bool, progress: bool
+) -> ReadCells:
+    """As `read_cells`, before copies and small classes are left out; UserError if it has seen too many."""
     words = labels.read_labels(source.obs, label, source.name)
     labelled = np.array([word is not None for word in words], dtype=bool)
     if not labelled.any():
@@ -89,8 +114,8 @@ def read_cells(
         "total": source.n_cells, "unlabelled": int((~labelled).sum()), "overlapping": int((labelled & ~wanted).sum())
     }
     overlap = TRANSDUCTIVE if allow_overlap else UNSEEN if found.checked else NOT_CHECKABLE
-    return _choose(tokens, counts, np.concatenate(hashes), words[np.concatenate(kept)], source.name, label, counted, overlap,
-                   matching, seen)
+    rows = np.concatenate(kept)
+    return ReadCells(tokens, counts, np.concatenate(hashes), words[rows], rows, counted, overlap, matching, seen)
 
 
 def read_stored_cells(store: Store, split: str, label: str, most: int) -> LabelledCells:

@@ -26,6 +26,7 @@ from scbench.data.measured import measured_tokens
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.data.store import MANIFEST_FILE, Store
 from scbench.data.training_fingerprints import TrainingFingerprints, among
+from scbench.data.vocabulary import Vocabulary
 from scbench.evaluation import embed
 from scbench.evaluation.progress import progress_bar
 from scbench.kernels import random
@@ -123,11 +124,20 @@ def find_seen_cells(
     with embed.opened(source, layer=layer, genes_column=genes_column) as opened:
         if content is None:
             return SeenCells(np.full(opened.n_cells, -1, dtype=np.int8), ())
-        gene_map, common = map_genes(opened.identity, training.vocabulary, opened.name), gene_list(training.vocabulary)
-        measured = measured_genes(measured_tokens(gene_map.tokens, training.vocabulary.size), common)
-        shared = measured if fingerprints is None else measured & fingerprints.measured
-        narrow, signature_of = _narrow(shared)
-        asked = _read(opened, gene_map, common, narrow, progress)
+        return find_copies(training.vocabulary, content, fingerprints, opened, progress)
+
+
+def find_copies(
+    vocabulary: Vocabulary, content: np.ndarray, fingerprints: TrainingFingerprints | None, source: AnnDataSource,
+    progress: bool,
+) -> SeenCells:
+    """Which cells of `source` are among the cells with these fingerprints, or without any, with these sorted content hashes,
+    all on `vocabulary`."""
+    gene_map, common = map_genes(source.identity, vocabulary, source.name), gene_list(vocabulary)
+    measured = measured_genes(measured_tokens(gene_map.tokens, vocabulary.size), common)
+    shared = measured if fingerprints is None else measured & fingerprints.measured
+    narrow, signature_of = _narrow(shared)
+    asked = _read(source, gene_map, common, narrow, progress)
     stage = np.full(len(asked.content), -1, dtype=np.int8)
     known = fingerprints.known(asked.content, asked.core) if fingerprints else (among(content, asked.content),)
     stage[asked.enough & known[0]] = STAGES.index(CONTENT)

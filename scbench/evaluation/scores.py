@@ -66,7 +66,7 @@ def score(truth: np.ndarray, predictions: dict, seed: int) -> dict[object, Score
     predictions
         A method's out-of-fold predictions, int64 [repetitions, cells], by any key.
     """
-    one_hot = np.eye(truth.max() + 1)
+    one_hot = np.eye(max(values.max() for values in (truth, *predictions.values())) + 1)  # a class may have no test cell
     true_class = one_hot[truth]
     accuracy = {method: [] for method in predictions}
     macro_f1 = {method: [] for method in predictions}
