@@ -44,11 +44,13 @@ class ClassificationConfig(Common):
     model: Positional[Path]
     """Model directory."""
     input: Positional[Path]
-    """h5ad file with raw counts and labels."""
-    label: str
-    """Column of obs to predict."""
+    """h5ad file with raw counts and labels, or the reference's processed .pt file."""
+    label: str | None = None
+    """Column of obs to predict; a .pt file implies it."""
     output: Output
     """Directory for the tables (JSON, CSV, Markdown)."""
+    protocol: Literal["default", "aaai2025"] = "default"
+    """default: cross-validation; aaai2025: the reference's 5 trials of 70/30 by cell, its probe chosen on the test part."""
     layer: str | None = None
     """Where the raw counts are: X, raw, or the name of a layer."""
     genes_column: str | None = None
@@ -66,6 +68,8 @@ class ClassificationConfig(Common):
         for name, value, least in [("--seeds", self.seeds, 1), ("--folds", self.folds, 2)]:
             if value < least:
                 raise UserError(f"{name} is {value}: it must be at least {least}.")
+        if self.protocol == "aaai2025" and (self.seeds, self.folds) != (3, 5):
+            raise UserError("--seeds and --folds are no part of --protocol aaai2025, which has 5 trials: leave them out.")
         if not 0 <= self.max_overlap <= 1:
             raise UserError(f"--max-overlap is {self.max_overlap}: it must be between 0 and 1.")
 

@@ -24,6 +24,7 @@ from scbench.errors import UserError
 from scbench.evaluation import baselines, embed, probes
 from scbench.evaluation.labelled_cells import LabelledCells, read_cells
 from scbench.evaluation.progress import progress_bar
+from scbench.evaluation.reference_cells import described, labelled_source, values_sentences
 from scbench.evaluation.report import Column, Table, screen
 from scbench.evaluation.scores import RESAMPLES, Scores, interval, score, stratified_folds
 from scbench.files import refuse_existing
@@ -61,7 +62,7 @@ class Features(NamedTuple):
 def benchmark_classification(
     model: ExpressionModel,
     source: AnnDataSource | anndata.AnnData | Path | str,
-    label: str,
+    label: str | None = None,
     *,
     layer: str | None = None,
     genes_column: str | None = None,
@@ -79,9 +80,10 @@ def benchmark_classification(
     model
         The pretrained model.
     source
-        Raw counts and labels.
+        Raw counts and labels; or the path of the reference's .pt file, for a model on the reference's token ids.
     label
-        Column of obs to predict. Missing labels (NaN, '', unknown, na, …) and classes under 10 cells are left out.
+        Column of obs to predict; a .pt file implies it. Missing labels (NaN, '', unknown, na, …) and classes under 10 cells
+        are left out.
     layer, genes_column
         As in `scbench.embed`.
     seeds, folds
@@ -101,7 +103,7 @@ def benchmark_classification(
     UserError
         If the label can't be used, or too few cells remain.
     """
-    with embed.opened(source, layer=layer, genes_column=genes_column) as opened:
+    with labelled_source(model, source, label, layer=layer, genes_column=genes_column) as (opened, label):
         cells = read_cells(
             model, opened, label, max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress
         )
@@ -112,10 +114,10 @@ def benchmark_classification(
             )
         details = {
             "protocol": _protocol(seeds, folds),
-            "source": {"name": opened.name, "layer": opened.layer, "recovered_counts": opened.recovered},
+            "source": described(opened),
         }
-    untrained = ExpressionModel(model.config, model.vocabulary, random.key(seed, random.Stream.EVALUATION, _UNTRAINED) >> 1)
-    untrained.to(embed.device_of(model))
+        values = values_sentences(opened)
+    untrained = untrained_twin(model, seed)
     embeddings = {
         name: _embed(network, cells, seed, progress and f"embedding, {name}")
         for name, network in [(MODEL, model), (UNTRAINED, untrained)]
@@ -133,22 +135,32 @@ def benchmark_classification(
         for name, probe in predictions
     ]
     differences = _differences(scores)
-    details |= {
+    details |= {**origin(model, cells, seed), "differences": differences}
+    title = f"Classification of {label} in {details['source']['name']}"
+    return Table(title, rows, COLUMNS, [*_sentences(cells, differences, depth_r2), *values], details)
+
+
+def origin(model: ExpressionModel, cells: LabelledCells, seed: int) -> dict:
+    """What a table is made of, JSON-able: the model, the cells, the seed and the versions of the software."""
+    return {
         "model": {"fingerprint": embed.fingerprint(model), "provenance": model.provenance},
         "cells": {
             **cells.counted, "seen": cells.seen, "classes": cells.class_sizes(), "dropped_classes": cells.dropped_classes,
         },
         "cells_sha256": _digest(cells),
         "gene_matching": cells.matching,
-        "differences": differences,
         "seed": seed,
         "versions": {
             "scbench": __version__, "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "anndata")},
         },
     }
-    title = f"Classification of {label} in {details['source']['name']}"
-    return Table(title, rows, COLUMNS, _sentences(cells, differences, depth_r2), details)
+
+
+def untrained_twin(model: ExpressionModel, seed: int) -> ExpressionModel:
+    """A model of the same shape with the weights that a training starts from, on the same device."""
+    twin = ExpressionModel(model.config, model.vocabulary, random.key(seed, random.Stream.EVALUATION, _UNTRAINED) >> 1)
+    return twin.to(embed.device_of(model))
 
 
 def _embed(model: ExpressionModel, cells: LabelledCells, seed: int, progress: str | bool) -> np.ndarray:
@@ -266,11 +278,18 @@ def run_classification(config: ClassificationConfig) -> dict:
     """`scbench benchmark classification`: write the table to --output, show it, return it as JSON-able values."""
     refuse_existing(config.output)
     model = embed.load_model(config.model)
-    table = benchmark_classification(
-        model, config.input, config.label, layer=config.layer, genes_column=config.genes_column, seeds=config.seeds,
-        folds=config.folds, max_overlap=config.max_overlap, allow_overlap=config.allow_overlap,
-        seed=config.seed, progress=not config.json,
-    )
+    options = {
+        "layer": config.layer, "genes_column": config.genes_column, "max_overlap": config.max_overlap,
+        "allow_overlap": config.allow_overlap, "seed": config.seed, "progress": not config.json,
+    }
+    if config.protocol == "aaai2025":
+        from scbench.evaluation.aaai2025 import benchmark_aaai2025  # it stands on this file
+
+        table = benchmark_aaai2025(model, config.input, config.label, **options)
+    else:
+        table = benchmark_classification(
+            model, config.input, config.label, seeds=config.seeds, folds=config.folds, **options
+        )
     table.write(config.output)
     if not config.json:
         console = screen()

@@ -25,6 +25,7 @@ from scbench.data.cells import CellTokens, Counts, content_hash, take, to_tokens
 from scbench.data.gene_identity import GeneMap, check_matched, map_genes
 from scbench.data.sampler import CellSampler
 from scbench.data.sources.anndata import AnnDataSource
+from scbench.data.sources.reference_pt import ReferencePtSource
 from scbench.errors import UserError
 from scbench.evaluation import embedding_files
 from scbench.evaluation.progress import progress_bar
@@ -228,7 +229,7 @@ def opened(
     source: AnnDataSource | anndata.AnnData | Path | str, *, layer: str | None = None, genes_column: str | None = None
 ) -> Iterator[AnnDataSource]:
     """An AnnDataSource of anything that `embed` takes; closed afterwards if it was opened here."""
-    if isinstance(source, AnnDataSource):
+    if isinstance(source, AnnDataSource | ReferencePtSource):
         yield source
         return
     source = source if isinstance(source, anndata.AnnData) else Path(source)
