@@ -20,6 +20,8 @@ VERBS = {  # config of the verb → the function that runs it
     config.VerifyConfig: "scbench.data.inspect:run_verify",
     config.PretrainConfig: "scbench.training.pretrain:run_pretrain",
     config.EmbedConfig: "scbench.evaluation.embed:run_embed",
+    config.FinetuneConfig: "scbench.evaluation.finetune:run_finetune",
+    config.PredictConfig: "scbench.evaluation.predict:run_predict",
     config.ClassificationConfig: "scbench.evaluation.classification:run_classification",
     config.EvaluateConfig: "scbench.evaluation.evaluate:run_evaluate",
     config.DemoConfig: "scbench.evaluation.demo:run_demo",
@@ -43,6 +45,8 @@ def parse(arguments: list[str]) -> config.Common:
     app.command(config.PretrainConfig, name="pretrain")
     app.command(config.EvaluateConfig, name="evaluate")
     app.command(config.EmbedConfig, name="embed")
+    app.command(config.FinetuneConfig, name="finetune")
+    app.command(config.PredictConfig, name="predict")
     app.command(benchmark, name="benchmark")
     app.command(config.CompareConfig, name="compare")
     app.command(config.PlanConfig, name="plan")

@@ -8,6 +8,7 @@ from scbench.config.comparison import CompareConfig
 from scbench.config.data import Fractional, InfoConfig, MergeConfig, PrepareConfig, VerifyConfig
 from scbench.config.evaluation import ClassificationConfig, DemoConfig, EmbedConfig, EvaluateConfig
 from scbench.config.export import ExportConfig
+from scbench.config.finetune import FinetuneConfig, PredictConfig
 from scbench.config.model import (
     ALIASES,
     BLIND_CLS,
@@ -34,6 +35,7 @@ __all__ = [
     "EmbedConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "FinetuneConfig",
     "Fractional",
     "ImportReferenceConfig",
     "InfoConfig",
@@ -41,6 +43,7 @@ __all__ = [
     "MergeConfig",
     "ModelConfig",
     "PlanConfig",
+    "PredictConfig",
     "PrepareConfig",
     "PretrainConfig",
     "VerifyConfig",
