@@ -21,6 +21,7 @@ setup(
         "scbench.models.encoders",
         "scbench.training",
         "scbench.evaluation",
+        "scbench.evaluation.perturbation",
         "scbench.kernels",
         "scbench.ds_configs",
     ],

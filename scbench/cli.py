@@ -23,6 +23,7 @@ VERBS = {  # config of the verb → the function that runs it
     config.FinetuneConfig: "scbench.evaluation.finetune:run_finetune",
     config.PredictConfig: "scbench.evaluation.predict:run_predict",
     config.ClassificationConfig: "scbench.evaluation.classification:run_classification",
+    config.PerturbationConfig: "scbench.evaluation.perturbation.benchmark:run_perturbation",
     config.EvaluateConfig: "scbench.evaluation.evaluate:run_evaluate",
     config.DemoConfig: "scbench.evaluation.demo:run_demo",
     config.CompareConfig: "scbench.evaluation.compare:run_compare",
@@ -36,6 +37,7 @@ def parse(arguments: list[str]) -> config.Common:
     """The config of the verb that `arguments` name; exits with code 2 and a usage line if they make no sense."""
     benchmark = SubcommandApp()
     benchmark.command(config.ClassificationConfig, name="classification")
+    benchmark.command(config.PerturbationConfig, name="perturbation")
     app = SubcommandApp()
     app.command(config.DemoConfig, name="demo")
     app.command(config.PrepareConfig, name="prepare")

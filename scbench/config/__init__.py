@@ -19,6 +19,7 @@ from scbench.config.model import (
     InputLaw,
     ModelConfig,
 )
+from scbench.config.perturbation import PerturbationConfig
 from scbench.config.plan import PlanConfig
 from scbench.config.training import PretrainConfig
 
@@ -42,6 +43,7 @@ __all__ = [
     "InputLaw",
     "MergeConfig",
     "ModelConfig",
+    "PerturbationConfig",
     "PlanConfig",
     "PredictConfig",
     "PrepareConfig",

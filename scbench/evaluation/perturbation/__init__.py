@@ -1,0 +1,1 @@
+"""Benchmark: predict what a perturbation does to the mean expression of cells that were held out."""
