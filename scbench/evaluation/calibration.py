@@ -1,7 +1,7 @@
-"""Probabilities that mean what they say, and the threshold under which a cell is left unassigned.
+"""Probabilities that mean what they say, and the limits beyond which a cell is left unassigned.
 
 Both are chosen on validation cells. Temperature: one number that divides all logits (Guo et al., "On calibration of modern
-neural networks", ICML 2017). Threshold: the largest probability that leaves the stated share of validation cells assigned.
+neural networks", ICML 2017). A cell is left unassigned if its probability is too small or it lies too far from every class.
 """
 
 import math
@@ -34,10 +34,13 @@ def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
     return softmax(logits.astype(np.float64) / temperature, axis=1)
 
 
-def threshold_at(best: np.ndarray, coverage: float) -> float:
-    """The largest threshold at which at least `coverage` of the cells reach it. `best`: their largest probability each."""
-    kept = max(1, math.ceil(coverage * len(best) - 1e-9))
-    return float(np.sort(best)[len(best) - kept])
+def limits(best: np.ndarray, distances: np.ndarray, coverage: float) -> tuple[float, float]:
+    """The strictest (smallest probability, largest distance) that leave at least `coverage` of the cells assigned.
+
+    Each alone leaves out at most half of the others. `best`: each cell's largest probability; `distances` from the classes.
+    """
+    kept = max(1, math.ceil((1 + coverage) / 2 * len(best) - 1e-9))
+    return float(np.sort(best)[len(best) - kept]), float(np.sort(distances)[kept - 1])
 
 
 def calibration_error(best: np.ndarray, right: np.ndarray, bins: int = 10) -> float:

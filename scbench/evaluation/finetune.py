@@ -80,12 +80,12 @@ class Finetuned(NamedTuple):
     def table(self) -> Table:
         """How the validation cells were classified, beside two baselines fitted on the same training cells."""
         about = self.about
-        chosen, split, threshold = about["validation"], about["split"], about["threshold"]
+        chosen, split = about["validation"], about["split"]
         said = [
             f"Trained on {split['train']:,} cells, stopped after {about['epochs']} epochs; epoch {about['best_epoch']} is "
             f"kept, whose loss on the {split['validation']:,} validation cells is lowest. They also set the threshold, so "
             "their figures are a little optimistic.",
-            f"Under probability {threshold:.3f} a cell is {UNASSIGNED}: {about['rule']}. Of the assigned "
+            f"A cell is {UNASSIGNED} {about['rule']}. Of the assigned "
             f"validation cells {chosen['assigned_accuracy']:.1%} are right; expected calibration error "
             f"{chosen['calibration_error']:.3f} at temperature {about['temperature']:.2f}.",
             *about["sentences"],
@@ -265,23 +265,28 @@ def _loss(
 
 
 @torch.no_grad()
-def logits_of(classifier: Classifier, embeddings: np.ndarray) -> np.ndarray:
-    """float32 [cells, classes] of embeddings [cells, D]."""
-    return classifier(torch.from_numpy(embeddings).to(classifier.mean.device)).cpu().numpy()
+def apply(classifier: Classifier, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, float32 [cells, classes], and distances from the nearest class, float32 [cells], of embeddings [cells, D]."""
+    values = torch.from_numpy(embeddings).to(classifier.mean.device)
+    return classifier(values).cpu().numpy(), classifier.distances(values).cpu().numpy()
 
 
 def _judge(
     network: ExpressionModel, classifier: Classifier, cells: LabelledCells, train: np.ndarray, held_out: np.ndarray,
     coverage: float, seed: int,
 ) -> dict:
-    """Temperature, threshold and figures of the validation cells, embedded as `scbench predict` does it; JSON-able."""
+    """Place the classes of the training cells; temperature, limits and figures of the validation cells, JSON-able. All are
+    embedded as `scbench predict` does it."""
     truth = cells.classes[held_out]
-    logits = logits_of(classifier, embed.encode(network, take(cells.tokens, held_out), cells.hashes[held_out], seed=seed))
+    values = embed.encode(network, cells.tokens, cells.hashes, seed=seed)
+    device = classifier.mean.device
+    classifier.place(torch.from_numpy(values[train]).to(device), torch.from_numpy(cells.classes[train]).to(device))
+    logits, distances = apply(classifier, values[held_out])
     temperature = calibration.fit_temperature(logits, truth)
     shares = calibration.probabilities(logits, temperature)
     best, right = shares.max(axis=1), shares.argmax(axis=1) == truth
-    threshold = calibration.threshold_at(best, coverage)
-    assigned = best >= threshold
+    threshold, largest = calibration.limits(best, distances, coverage)
+    assigned = (best >= threshold) & (distances <= largest)
     values = baselines.log_normalise(cells.counts)
     predictions = {
         "finetuned model": shares.argmax(axis=1),
@@ -296,8 +301,9 @@ def _judge(
             row[field], row[f"{field}_low"], row[f"{field}_high"] = interval(samples)
         rows.append(row)
     return {
-        "temperature": temperature, "threshold": threshold, "coverage": coverage,
-        "rule": f"the largest threshold at which {coverage:.0%} of the validation cells are assigned",
+        "temperature": temperature, "threshold": threshold, "largest_distance": largest, "coverage": coverage,
+        "rule": f"if its probability is under {threshold:.3f} or it lies more than {largest:.1f} standard deviations from "
+                f"every class: the strictest limits, alike for both, that leave {coverage:.0%} of validation cells assigned",
         "validation": {
             "loss": calibration.cross_entropy(logits / temperature, truth),
             "accuracy": float(right.mean()),

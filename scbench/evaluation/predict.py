@@ -16,7 +16,7 @@ from scbench.config import PredictConfig
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.errors import UserError
 from scbench.evaluation import calibration, embed, embedding_files
-from scbench.evaluation.finetune import logits_of
+from scbench.evaluation.finetune import apply
 from scbench.files import published_file, refuse_existing
 from scbench.models import classifier as classifiers
 from scbench.models.classifier import UNASSIGNED, Classifier
@@ -77,11 +77,12 @@ def predict_labels(
             model, opened, seed=about["options"]["seed"], batch_cells=batch_cells, progress=progress
         )
         name = opened.name
-    shares = calibration.probabilities(logits_of(classifier, embedding.values), about["temperature"])
+    logits, distances = apply(classifier, embedding.values)
+    shares = calibration.probabilities(logits, about["temperature"])
     codes, best = shares.argmax(axis=1), shares.max(axis=1)
-    codes[best < about["threshold"]] = len(about["classes"])
+    codes[(best < about["threshold"]) | (distances > about["largest_distance"])] = len(about["classes"])
     labels = pd.Categorical.from_codes(codes, [*about["classes"], UNASSIGNED])
-    kept = ("label", "classes", "temperature", "threshold", "rule", "model_fingerprint")
+    kept = ("label", "classes", "temperature", "threshold", "largest_distance", "rule", "model_fingerprint")
     facts = {"scbench_version": __version__, "source": name, **{field: about[field] for field in kept},
              "embedding": embedding.provenance}
     return Predictions(labels, best.astype(np.float32), facts)
@@ -128,5 +129,5 @@ def run_predict(config: PredictConfig) -> dict:
     if not config.json:
         said = ", ".join(f"{label} {number:,}" for label, number in counts.items())
         print(f"{cells:,} cells labelled in a copy of {config.input.name}: {config.output}\n{said}\n"
-              f"{UNASSIGNED}: probability under {about['threshold']:.3f} ({about['rule']})")
+              f"A cell is {UNASSIGNED} {about['rule']}.")
     return {"output": str(config.output), "cells": cells, "labels": counts, **predictions.about}

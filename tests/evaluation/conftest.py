@@ -26,7 +26,7 @@ def plant(cells: int = 120, seed: int = 0) -> anndata.AnnData:
     return anndata.AnnData(X=scipy.sparse.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=GENES))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def planted_cells():
     return plant
 

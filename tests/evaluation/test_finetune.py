@@ -162,7 +162,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(files, tmp_path, cells):
     ]:
         with pytest.raises(UserError, match=message):
             run_finetune(files(**options))
-    for options, message in [({"epochs": 0}, "--epochs is 0"), ({"lr": 0.0}, "--lr is 0"), ({"coverage": 0.0}, "--coverage is"),
+    for options, message in [({"epochs": 0}, "--epochs is 0"), ({"lr": 0.0}, "--lr is 0"), ({"coverage": 0.0}, "--coverage"),
                              ({"batch_cells": 0}, "--batch-cells is 0")]:
         with pytest.raises(UserError, match=message):
             files(**options)
@@ -179,7 +179,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(files, tmp_path, cells):
 
 def test_a_loss_that_is_no_number_stops_it(model, cells, monkeypatch):
     monkeypatch.setattr("scbench.evaluation.calibration.cross_entropy", lambda *_: float("nan"))
-    with pytest.raises(DivergedError, match="give a lower --lr than 0.005"):
+    with pytest.raises(DivergedError, match="give a lower --lr"):
         finetune(model, cells, "type", train="head", epochs=1)
 
 
