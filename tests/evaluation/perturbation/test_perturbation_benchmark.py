@@ -35,7 +35,7 @@ def row(table, name: str, stratum: str = "all") -> dict:
 def test_embeddings_that_know_the_effects_win(model, planted):
     table = run(model, planted([f"GENE{i}" for i in range(24)], cells=30))
     known, drawn = row(table, "trained model"), row(table, "random vectors")
-    assert known["pearson_control"] > 0.8
+    assert known["pearson_control"] > 0.9 * row(table, "other half of the cells")["pearson_control"]
     assert known["discrimination"] > 0.9
     assert known["mse"] < drawn["mse"]
     assert row(table, "trained model − random vectors")["mse_high"] < 0
@@ -84,7 +84,7 @@ def test_a_perfect_predictor_gets_the_optimum_and_a_wrong_one_its_own_scores(pla
     cells = read(file)
     for held in held_out(cells):
         truth = truth_of(held)
-        wrong = np.roll(truth, 1, axis=0)
+        wrong = np.roll(truth, 2, axis=0)  # of another perturbation in the same context
         for pair, _, scores in score_fold(held, {"perfect": truth, "wrong": wrong}, False, 0):
             perfect = dict(zip(METRICS, scores["perfect"][:, 0], strict=True))
             assert perfect["mse"] == pytest.approx(0, abs=1e-12)
@@ -131,7 +131,7 @@ def test_pooled_controls_are_caught(model, planted, read):
     right, wrong = run(model, file, **options), run(model, file, context=(), **options)
     assert row(right, "no change")["pearson_control"] == 0
     assert abs(row(right, "own training mean")["pearson_control"]) < 0.3
-    assert row(wrong, "own training mean")["pearson_control"] > 0.95
+    assert row(wrong, "own training mean")["pearson_control"] > 0.8
     assert any("give --context line too" in sentence for sentence in wrong.sentences)
     assert not any("too." in sentence for sentence in right.sentences)
     assert any("pooled, “no change” would score" in sentence for sentence in right.sentences)
@@ -145,7 +145,7 @@ def test_strata_and_the_additive_baseline(model, planted):
     assert len(strata) >= 3
     additive = row(table, "additive")
     assert additive["pairs"] < row(table, "trained model")["pairs"] == 6
-    assert additive["pearson_control"] > 0.8
+    assert additive["pearson_control"] > row(table, "train mean")["pearson_control"] + 0.3
     assert any("additive baseline is defined for" in sentence for sentence in table.sentences)
 
 
