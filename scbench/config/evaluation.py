@@ -43,8 +43,12 @@ class ClassificationConfig(Common):
 
     model: Positional[Path]
     """Model directory."""
-    input: Positional[Path]
+    input: Positional[Path | None] = None
     """h5ad file with raw counts and labels, or the reference's processed .pt file."""
+    train: Path | None = None
+    """Label transfer, with --test, in place of a file that is split: the h5ad file whose labelled cells are learnt."""
+    test: Path | None = None
+    """The h5ad file whose labels are then predicted, and scored."""
     label: str | None = None
     """Column of obs to predict; a .pt file implies it."""
     output: Output
@@ -68,6 +72,13 @@ class ClassificationConfig(Common):
         for name, value, least in [("--seeds", self.seeds, 1), ("--folds", self.folds, 2)]:
             if value < least:
                 raise UserError(f"{name} is {value}: it must be at least {least}.")
+        if (self.train is None) != (self.test is None) or (self.train is None) == (self.input is None):
+            raise UserError("give either one file of labelled cells, or both --train and --test, for label transfer.")
+        if self.train is not None:
+            if self.label is None:
+                raise UserError("--label is missing: say which column of obs, in both files, holds the labels.")
+            if self.protocol == "aaai2025" or (self.seeds, self.folds) != (3, 5):
+                raise UserError("--protocol, --seeds and --folds are no part of label transfer: leave them out.")
         if self.protocol == "aaai2025" and (self.seeds, self.folds) != (3, 5):
             raise UserError("--seeds and --folds are no part of --protocol aaai2025, which has 5 trials: leave them out.")
         if not 0 <= self.max_overlap <= 1:

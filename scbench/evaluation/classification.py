@@ -119,7 +119,7 @@ def benchmark_classification(
         values = values_sentences(opened)
     untrained = untrained_twin(model, seed)
     embeddings = {
-        name: _embed(network, cells, seed, progress and f"embedding, {name}")
+        name: embed_cells(network, cells, seed, progress and f"embedding, {name}")
         for name, network in [(MODEL, model), (UNTRAINED, untrained)]
     }
     predictions, depth_r2 = predict(cells, embeddings, seeds, folds, seed, progress)
@@ -129,15 +129,16 @@ def benchmark_classification(
         {
             "task": "classification", "dataset": details["source"]["name"], "label": label, "model": name, "probe": probe,
             "protocol": f"{folds}-fold", "overlap": cells.overlap,
-            **_fields("accuracy", scores[name, probe].accuracy), **_fields("macro_f1", scores[name, probe].macro_f1),
+            **fields("accuracy", scores[name, probe].accuracy), **fields("macro_f1", scores[name, probe].macro_f1),
             "depth_r2": depth_r2.get(name), **common,
         }
         for name, probe in predictions
     ]
-    differences = _differences(scores)
+    differences = differences_of(scores)
     details |= {**origin(model, cells, seed), "differences": differences}
     title = f"Classification of {label} in {details['source']['name']}"
-    return Table(title, rows, COLUMNS, [*_sentences(cells, differences, depth_r2), *values], details)
+    said = [*sentences(differences, depth_r2), *cells.sentences(), *values]
+    return Table(title, rows, COLUMNS, said, details)
 
 
 def origin(model: ExpressionModel, cells: LabelledCells, seed: int) -> dict:
@@ -163,7 +164,7 @@ def untrained_twin(model: ExpressionModel, seed: int) -> ExpressionModel:
     return twin.to(embed.device_of(model))
 
 
-def _embed(model: ExpressionModel, cells: LabelledCells, seed: int, progress: str | bool) -> np.ndarray:
+def embed_cells(model: ExpressionModel, cells: LabelledCells, seed: int, progress: str | bool) -> np.ndarray:
     with progress_bar(str(progress), len(cells.hashes), bool(progress)) as advance:
         return embed.encode(model, cells.tokens, cells.hashes, seed=seed, advance=advance)
 
@@ -174,6 +175,22 @@ def predict(
 ) -> tuple[dict[Method, np.ndarray], dict[str, float]]:
     """Out-of-fold predictions of every embedding and of the baselines `beside` it, int64 [seeds, cells], and R² of depth
     read from each embedding."""
+    foldings = [stratified_folds(cells.classes, cells.hashes, folds, seed, repetition) for repetition in range(seeds)]
+    splits = [
+        [(np.flatnonzero(fold != number), np.flatnonzero(fold == number)) for number in range(folds)] for fold in foldings
+    ]
+    predictions, depths = predict_splits(cells, embeddings, splits, progress, beside)
+    log_totals = baselines.depth_features(cells.counts)[:, 0]
+    return predictions, {name: probes.r_squared(log_totals, predicted) for name, predicted in depths.items()}
+
+
+def predict_splits(
+    cells: LabelledCells, embeddings: dict[str, np.ndarray], splits: list[list[tuple[np.ndarray, np.ndarray]]],
+    progress: bool, beside: tuple[str, ...] = (DEPTH, PCA, GENES, MAJORITY),
+) -> tuple[dict[Method, np.ndarray], dict[str, np.ndarray]]:
+    """Predictions of test rows by what is fitted on training rows, int64 [repetitions, cells], and their log total counts as
+    read from each embedding, float64; both undefined for rows that no split of a repetition tests. `splits`: for each
+    repetition pairs of training and test rows."""
     values = baselines.log_normalise(cells.counts)
     depth = baselines.depth_features(cells.counts)
     log_totals = depth[:, 0]
@@ -190,14 +207,12 @@ def predict(
     alone = [method for method in ((GENES, LINEAR), (MAJORITY, NO_PROBE)) if method[0] in beside]
     methods = [*((name, probe) for name in features for probe in (KNN, LINEAR)), *alone]
     n = len(cells.classes)
-    predictions = {method: np.empty((seeds, n), dtype=np.int64) for method in methods}
-    depths = {name: np.empty((seeds, n)) for name in features if name != DEPTH}
+    predictions = {method: np.empty((len(splits), n), dtype=np.int64) for method in methods}
+    depths = {name: np.empty((len(splits), n)) for name in features if name != DEPTH}
     threads = threadpool_limits(1 if n < SMALL else None)
-    with threads, progress_bar("classification", seeds * folds, progress) as advance:
-        for repetition in range(seeds):
-            fold = stratified_folds(cells.classes, cells.hashes, folds, seed, repetition)
-            for number in range(folds):
-                train, test = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+    with threads, progress_bar("classification", sum(map(len, splits)), progress) as advance:
+        for repetition, pairs in enumerate(splits):
+            for train, test in pairs:
                 classes = cells.classes[train]
                 for name, feature in features.items():
                     fitted, held_out = feature.split(train, test)
@@ -212,29 +227,29 @@ def predict(
                 if MAJORITY in beside:
                     predictions[MAJORITY, NO_PROBE][repetition, test] = baselines.majority(classes, len(test))
                 advance(1)
-    return predictions, {name: probes.r_squared(log_totals, predicted) for name, predicted in depths.items()}
+    return predictions, depths
 
 
-def _fields(name: str, samples: np.ndarray) -> dict[str, float]:
+def fields(name: str, samples: np.ndarray) -> dict[str, float]:
     value, low, high = interval(samples)
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
-def _differences(scores: dict[Method, Scores]) -> list[dict]:
+def differences_of(scores: dict[Method, Scores]) -> list[dict]:
     """How far the trained model is ahead (negative: behind) of each other method, paired over cells."""
     pairs = [((MODEL, probe), (other, probe)) for probe in (KNN, LINEAR) for other in (UNTRAINED, DEPTH, PCA)]
     pairs.append(((MODEL, LINEAR), (GENES, LINEAR)))
     return [
         {
             "model": ours[0], "baseline": other[0], "probe": ours[1],
-            **_fields("accuracy", scores[ours].accuracy - scores[other].accuracy),
-            **_fields("macro_f1", scores[ours].macro_f1 - scores[other].macro_f1),
+            **fields("accuracy", scores[ours].accuracy - scores[other].accuracy),
+            **fields("macro_f1", scores[ours].macro_f1 - scores[other].macro_f1),
         }
         for ours, other in pairs
     ]
 
 
-def _sentences(cells: LabelledCells, differences: list[dict], depth_r2: dict[str, float]) -> list[str]:
+def sentences(differences: list[dict], depth_r2: dict[str, float]) -> list[str]:
     """What the table says, in plain words."""
     said = []
     for probe in (KNN, LINEAR):
@@ -245,7 +260,7 @@ def _sentences(cells: LabelledCells, differences: list[dict], depth_r2: dict[str
         f"(untrained {depth_r2[UNTRAINED]:.2f}, PCA {depth_r2[PCA]:.2f}): near 1, distances between cells are partly "
         "differences in sequencing depth."
     )
-    return [*said, *cells.sentences()]
+    return said
 
 
 def _compare(difference: dict) -> str:
@@ -286,6 +301,10 @@ def run_classification(config: ClassificationConfig) -> dict:
         from scbench.evaluation.aaai2025 import benchmark_aaai2025  # it stands on this file
 
         table = benchmark_aaai2025(model, config.input, config.label, **options)
+    elif config.train is not None:
+        from scbench.evaluation.transfer import benchmark_transfer  # it too
+
+        table = benchmark_transfer(model, config.train, config.test, config.label, **options)
     else:
         table = benchmark_classification(
             model, config.input, config.label, seeds=config.seeds, folds=config.folds, **options

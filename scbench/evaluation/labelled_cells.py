@@ -33,7 +33,8 @@ class LabelledCells(NamedTuple):
 
     def class_sizes(self) -> dict[str, int]:
         """Cells in each class."""
-        return dict(zip(self.class_names, np.bincount(self.classes).tolist(), strict=True))
+        sizes = np.bincount(self.classes, minlength=len(self.class_names))
+        return dict(zip(self.class_names, sizes.tolist(), strict=True))
 
     def sentences(self) -> list[str]:
         """Which cells took part, in plain words."""
