@@ -99,6 +99,25 @@ class ExpressionModel(nn.Module):
             regression_loss = regression_sum / denominator
         return ExpressionOutput(regression_loss + mvc_loss, regression_loss, mvc_loss, regression, mvc, cell_embedding)
 
+    def prompted(self, batch: CellBatch, prompts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(sum of squared errors, which can be differentiated by the prompts; predictions [M]) at the masked genes when no
+        value is fed: a token's state is its gene's table row, and `prompts` [B, D] are added to those of `<cls>`.
+
+        The AAAI 2025 reference's way to predict perturbed cells. Predictions are the regression head's, or MVC's where there
+        is none. No cell's total is told either.
+        """
+        batch = self._resolved(batch)
+        table = self.embedding.gene_table()
+        states = table.index_select(0, batch.genes)
+        if prompts is not None:
+            states = states.index_add(0, batch.cell_offsets[:-1], prompts.to(states.dtype))
+        cell_index, positions = self._places(batch)
+        states, cell_embedding = self._encode(states, batch, cell_index, positions)
+        if self.regression_head is not None:
+            return self.regression_head(states.index_select(0, batch.masked), batch.targets)
+        queries, cells = table.index_select(0, batch.query_genes), cell_index.index_select(0, batch.masked)
+        return self.mvc_head(queries, batch.query_index, batch.query_order, cell_embedding, cells, batch.targets)
+
     def _resolved(self, batch: CellBatch) -> CellBatch:
         """The batch with this vocabulary's ids in place of CLS and PAD, and sorted by them."""
         if batch.resolved:
