@@ -98,6 +98,11 @@ def model_card(model: "ExpressionModel", provenance: dict) -> str:
         origin = f"imported by scbench {__version__} from a checkpoint of the AAAI 2025 reference implementation"
     prepared = "log1p of counts per 10,000 inside" if c.normalize == "total" else PREPARED[c.preprocess]
     many = "averaged over draws" if c.recipe == "default" else "drawn once"
+    finetuned = ""
+    if tuned := provenance.get("finetuning"):
+        what = "the whole model, heads left out," if tuned["train"] == "all" else "nothing here but a classifier"
+        finetuned = (f"\n- finetuned: {what} on the column {tuned['label']!r} of {tuned['source']['name']}; "
+                     "`scbench predict` labels new cells")
     return f"""---
 library_name: scbench
 tags: [single-cell, transcriptomics]
@@ -112,7 +117,7 @@ values{" from the other genes of a cell" if c.regression else ""}{" and" if c.re
 - recipe {c.recipe}; {parameters:,} parameters, {parameters - table:,} without the gene table ({c.vocabulary_size:,} tokens)
 - input: raw counts ({prepared}), at most {c.max_genes} genes a cell at once; longer cells are sampled, {many}
 - cell embedding: {POOLED[c.pooling]}, {c.width} numbers
-- trained for {provenance.get("steps", "?")} steps of {provenance.get("batch_cells", "?")} cells
+- trained for {provenance.get("steps", "?")} steps of {provenance.get("batch_cells", "?")} cells{finetuned}
 
 Trained on (training, validation and test splits together; config.json has the split counts):
 

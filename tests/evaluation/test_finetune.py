@@ -118,6 +118,7 @@ def test_the_directory_is_a_model_with_a_classifier(files, tmp_path, capsys, cel
     assert embed.fingerprint(model) == about["model_fingerprint"] != about["started_from"]
     assert model.embed(cells).shape == (120, 16)
     assert model.provenance["finetuning"]["label"] == "type"
+    assert "on the column 'type' of in.h5ad" in (tmp_path / "out" / "README.md").read_text()
     assert model.provenance["sources"] == [{"name": "elsewhere", "cells": 7}]
     assert find_seen_cells(model, cells).seen.all(), "the guard knows the cells that it was finetuned on"
     run_finetune(files(output=tmp_path / "again", json=True))
