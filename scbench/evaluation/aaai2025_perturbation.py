@@ -16,10 +16,12 @@ they are asked about, with the answer 0); exact copies and cells seen in pretrai
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import anndata
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,13 +30,16 @@ from torch.nn import functional as F
 from scbench.data.batch import CellBatch
 from scbench.data.cells import CellTokens, take
 from scbench.data.sampler import CellSampler, Sampled
-from scbench.data.sources.reference_pt import CONTROL, PERTURBED
+from scbench.data.sources.anndata import AnnDataSource
+from scbench.data.sources.reference_pt import CONTROL, PERTURBED, ReferencePtSource, is_reference_pt
 from scbench.errors import UserError
 from scbench.evaluation import embed
 from scbench.evaluation.aaai2025 import LEARNING_RATE, PROTOCOL, TRIALS, split_cells
-from scbench.evaluation.labelled_cells import read_labelled
+from scbench.evaluation.labelled_cells import NOT_CHECKABLE, read_labelled
+from scbench.evaluation.perturbation.features import target_tokens
+from scbench.evaluation.perturbation.names import targets_of
 from scbench.evaluation.progress import progress_bar
-from scbench.evaluation.reference_cells import open_reference_pt
+from scbench.evaluation.reference_cells import labelled_source
 from scbench.evaluation.report import Column, Table
 from scbench.kernels import random
 from scbench.kernels.random import Stream
@@ -42,6 +47,7 @@ from scbench.models.model import ExpressionModel
 
 BATCH_CELLS, EPOCHS = 128, 50  # of both stages
 PROMPT, BASE, NOTHING, GENE_MEAN = "prompt", "base prompt only", "no prompt", "gene mean"
+_UNKNOWN = -2  # where a perturbed gene's token would be
 _PROMPTS = 21  # what a key of Stream.EVALUATION decides, beside those of the other files
 SPLIT, DRAW, BASE_ORDER, PROMPT_ORDER, START = range(5)  # and what a trial's
 
@@ -60,20 +66,68 @@ class PromptCells(NamedTuple):
     tokens: CellTokens
     hashes: np.ndarray  # uint64 [cells], content hashes of `tokens`
     perturbed: np.ndarray  # int64 [cells], token id of the perturbed gene, or CONTROL
-    overlap: str = "not checkable"  # as in LabelledCells
+    overlap: str = NOT_CHECKABLE  # as in LabelledCells
+    left_out: dict[str, int] | None = None  # perturbations of several or unknown genes, and how many cells have each
 
 
 def read_prompt_cells(
-    model: ExpressionModel, path: Path | str, *, max_overlap: float = 0.01, allow_overlap: bool = False, progress: bool = False
+    model: ExpressionModel,
+    source: AnnDataSource | anndata.AnnData | Path | str,
+    column: str | None = None,
+    control: str = "control",
+    *,
+    layer: str | None = None,
+    genes_column: str | None = None,
+    max_overlap: float = 0.01,
+    allow_overlap: bool = False,
+    progress: bool = False,
 ) -> PromptCells:
-    """The cells of the reference's .pt file with `single_ctrl`; UserError if it is none, or if the model has seen too many."""
-    source = open_reference_pt(path, model)
-    read = read_labelled(
-        model, source, PERTURBED, max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress
-    )
-    once = np.sort(np.unique(read.hashes, return_index=True)[1])
-    perturbed = source.perturbed[read.rows[once]]
-    return PromptCells(source.name, take(read.tokens, once), read.hashes[once], perturbed, read.overlap)
+    """Controls and cells with one perturbed gene that the model knows; others are left out and counted.
+
+    Parameters
+    ----------
+    model
+        The model that is to predict them.
+    source
+        Raw counts, or the reference's .pt file with `single_ctrl`.
+    column, control
+        The column of obs that names each cell's perturbation, and what it calls controls; a .pt file implies both.
+    layer, genes_column, max_overlap, allow_overlap, progress
+        As in `benchmark_classification`.
+
+    Raises
+    ------
+    UserError
+        If the source can't be read, has no controls, or if the model has seen too many of its cells.
+    """
+    column = PERTURBED if is_reference_pt(source) else column
+    with labelled_source(model, source, column, layer=layer, genes_column=genes_column) as (opened, column):
+        read = read_labelled(
+            model, opened, column, max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress
+        )
+        once = np.sort(np.unique(read.hashes, return_index=True)[1])
+        if isinstance(opened, ReferencePtSource):
+            perturbed, left_out = opened.perturbed[read.rows[once]], {}
+        else:
+            perturbed, left_out = _perturbed_genes(model, opened, read.words[once], control)
+    kept = perturbed != _UNKNOWN
+    rows = once[kept]
+    return PromptCells(opened.name, take(read.tokens, rows), read.hashes[rows], perturbed[kept], read.overlap, left_out)
+
+
+def _perturbed_genes(
+    model: ExpressionModel, source: AnnDataSource, words: np.ndarray, control: str
+) -> tuple[np.ndarray, dict[str, int]]:
+    """The token of the gene that each cell's label names, CONTROL or _UNKNOWN, int64; the labels left out, and their cells."""
+    genes = {*model.vocabulary.tokens, *source.identity.symbols, *source.identity.ids}
+    targets = {word: targets_of(word, control, genes) for word in set(words)}
+    if all(targets.values()):
+        raise UserError(f"no cell of {source.name} is called {control!r}, as controls would be: say what controls are called.")
+    tokens = target_tokens(model, sorted({target for names in targets.values() for target in names}))
+    token_of = {word: tokens.get(names[0], _UNKNOWN) if len(names) == 1 else _UNKNOWN for word, names in targets.items()}
+    token_of |= {word: CONTROL for word, names in targets.items() if not names}
+    left_out = Counter(word for word in words.tolist() if token_of[word] == _UNKNOWN)
+    return np.array([token_of[word] for word in words], dtype=np.int64), dict(sorted(left_out.items()))
 
 
 def benchmark_prompts(
@@ -86,7 +140,7 @@ def benchmark_prompts(
     model
         The pretrained model. Its weights stay as they are.
     cells
-        See `read_prompt_cells`.
+        Of `read_prompt_cells`.
     unseen
         Split by perturbed gene instead of by cell.
     seed
@@ -123,11 +177,13 @@ def benchmark_prompts(
         "protocol": _protocol(model, unseen),
         "model": {"fingerprint": embed.fingerprint(model), "provenance": model.provenance},
         "values": model.config.preprocess,
+        "left_out": cells.left_out,
         "trials": [{"model": name, "mse": scores} for name, scores in errors.items()],
         "test_cells": tested,
         "seed": seed,
     }
-    return Table(f"Perturbation prediction in {cells.name}, protocol {PROTOCOL}", rows, COLUMNS, _sentences(errors), details)
+    title = f"Perturbation prediction in {cells.name}, protocol {PROTOCOL}"
+    return Table(title, rows, COLUMNS, _sentences(errors, cells), details)
 
 
 def run_trial(model: ExpressionModel, cells: PromptCells, unseen: bool, key: int) -> tuple[dict[str, float], int]:
@@ -243,17 +299,19 @@ def _check(cells: PromptCells, unseen: bool) -> None:
                         "give a file with controls.")
 
 
-def _sentences(errors: dict[str, list[float]]) -> list[str]:
+def _sentences(errors: dict[str, list[float]], cells: PromptCells) -> list[str]:
     ahead = []
     for name, scores in errors.items():
         if name != PROMPT:
             differences = np.subtract(errors[PROMPT], scores)
             lower = f"lower in {int((differences < 0).sum())} of {len(scores)} trials"
             ahead.append(f"{name} by {differences.mean():+.4f} ({lower})")
+    left_out = ", ".join(f"{name} ({size})" for name, size in (cells.left_out or {}).items())
     return [
         f"The prompt's MSE differs from that of {', '.join(ahead)}; below 0 it is better.",
         "What is asked about are genes that the held-out cell expresses, drawn by its own values: which genes those are is "
         "given away, and no zero is ever scored. The SD is over trials that share cells.",
+        *([f"Left out, because they name several genes or one that the model lacks: {left_out}."] if left_out else []),
     ]
 
 

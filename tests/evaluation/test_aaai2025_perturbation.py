@@ -3,8 +3,11 @@
 import importlib.util
 from pathlib import Path
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from torch import nn
 
@@ -247,6 +250,26 @@ def test_the_cells_of_a_pt_file(networks, cells, write_pt):
     np.testing.assert_array_equal(read.perturbed, cells.perturbed)
     np.testing.assert_array_equal(read.tokens.genes, cells.tokens.genes)
     assert (read.name, read.overlap) == ("cells.pt", "not checkable")
+
+
+def as_anndata(cells, names: dict) -> anndata.AnnData:
+    shape = (len(cells.hashes), len(VOCABULARY.names))
+    matrix = scipy.sparse.csr_matrix((cells.tokens.counts, cells.tokens.genes, cells.tokens.offsets), shape)[:, :60]
+    obs = pd.DataFrame({"condition": [names[int(gene)] for gene in cells.perturbed]}, index=[f"c{i}" for i in range(60)])
+    return anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=VOCABULARY.names[:60]))
+
+
+def test_the_cells_of_an_anndata(networks, cells):
+    model = networks()[1]
+    names = {-1: "NT", 7: "GENE07+ctrl", 31: "GENE31", 50: "GENE50"}
+    read = read_prompt_cells(model, as_anndata(cells, names), "condition", "NT")
+    np.testing.assert_array_equal(read.perturbed, cells.perturbed)
+    np.testing.assert_array_equal(read.hashes, cells.hashes)
+    odd = read_prompt_cells(model, as_anndata(cells, names | {31: "GENE31+GENE01", 50: "NOBODY"}), "condition", "NT")
+    assert odd.left_out == {"GENE31+GENE01": 15, "NOBODY": 15}
+    np.testing.assert_array_equal(odd.perturbed, cells.perturbed[(cells.perturbed != 31) & (cells.perturbed != 50)])
+    with pytest.raises(UserError, match="no cell of AnnData is called 'NTC'"):
+        read_prompt_cells(model, as_anndata(cells, names), "condition", "NTC")
 
 
 def test_bad_input_is_one_sentence(networks, cells, write_pt):
