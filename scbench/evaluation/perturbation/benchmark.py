@@ -27,8 +27,6 @@ from scbench.evaluation.labelled_cells import NOT_CHECKABLE, TRANSDUCTIVE, UNSEE
 from scbench.evaluation.perturbation import features, pooled, report
 from scbench.evaluation.perturbation.cells import (
     NAMED,
-    PANEL,
-    SMALLEST,
     PerturbedCells,
     Reading,
     labels_of,
@@ -143,7 +141,6 @@ def benchmark_perturbation(
     known = Knowledge(predictor, vectors, embedded, seed)
     board, chosen = _run(studies, known, split, folds, seeds, progress)
     overlap = TRANSDUCTIVE if allow_overlap else UNSEEN if found.checked else NOT_CHECKABLE
-    pairs = sum(len(cells.pair_context) for cells in studies)
     common = {
         "dataset": name, "perturbation_column": perturbation_column, "protocol": split, "overlap": overlap, "seeds": seeds,
         "folds": folds, "cells": sum(int((cells.pair >= 0).sum()) for cells in studies),
@@ -151,7 +148,8 @@ def benchmark_perturbation(
     pooled_scores = [score for cells in studies if (score := pooled.across_contexts(cells)) is not None]
     said = [
         *report.sentences(board, predictor),
-        *_read_sentences(reading, studies, pairs, unsplit, refusals, tokens, trained, predictor, pooled_scores, caught),
+        *report.reading_sentences(reading, studies, unsplit, pooled_scores, caught),
+        *(report.target_sentences(studies, refusals, checkable=trained is not None) if predictor == RIDGE else []),
     ]
     details = {
         "protocol": report.protocol(predictor, split, folds, seeds),
@@ -246,49 +244,6 @@ def _run(
                         board.add(number, cells, pair, stratum, scores | apart)
                 advance(1)
     return board, chosen
-
-
-def _read_sentences(
-    reading: Reading, studies: list[PerturbedCells], pairs: int, unsplit: list[str], refusals: dict[str, list[str]],
-    tokens: dict[str, int], trained: np.ndarray | None, predictor: str, pooled_scores: list[float],
-    caught: list[pooled.Pooled],
-) -> list[str]:
-    """What took part and what to beware of, in plain words."""
-    c = reading.counted
-    removed = ", ".join(f"{number:,} {reason}" for reason, number in c.items()
-                        if number and reason not in ("total", "perturbed", "controls"))
-    said = [f"{c['perturbed']:,} perturbed cells and {c['controls']:,} controls of {c['total']:,} cells; {pairs} pairs of a "
-            f"perturbation and a context in {len(studies)} {'study' if len(studies) == 1 else 'studies'}; left out: "
-            f"{removed or 'none'}."]
-    for reason, names in refusals.items():
-        said.append(f"Targets that ridge refuses, {reason} ({len(names)}): {_some(names)}; their perturbations are left out.")
-    if predictor == RIDGE and trained is None:
-        said.append("The model does not say how it was initialised: whether it saw the targets in training cannot be checked.")
-    if "small" in reading.left_out:
-        said.append(f"Under {SMALLEST} cells, left out everywhere: {_some(reading.left_out['small'])}.")
-    if "no controls" in reading.left_out:
-        said.append(f"Contexts under {SMALLEST} controls, left out: {_some(reading.left_out['no controls'])}.")
-    if unsplit:
-        said.append(f"Studies that cannot be split so, left out: {'; '.join(unsplit)}.")
-    asked = {target for cells in studies for one in cells.perturbations for target in one}
-    measured = {target for target in asked if studies[0].target_columns.get(target)}
-    if predictor == RIDGE:
-        said.append(f"{len(measured)} of {len(asked)} targets are among the file's genes: others have no PCA loadings (0).")
-    if studies[0].values.shape[1] < PANEL and not reading.totals.startswith("column"):
-        said.append(f"A cell's total is the sum over {reading.totals}: if these are cut from larger profiles, changes are "
-                    "distorted and --total-counts-column is needed.")
-    if pooled_scores:
-        said.append(f"With the controls of all contexts pooled, “no change” would score a Pearson correlation of "
-                    f"{np.mean(pooled_scores):.2f}; here every context has its own.")
-    for one in caught:
-        said.append(f"Controls differ by {one.column}: “no change” scores a Pearson correlation of {one.pearson:.2f} against "
-                    f"pooled controls, so these changes are largely not the perturbations': give --context {one.column} too.")
-    return said
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more (results.json)" if more > 0 else "")
 
 
 def run_perturbation(config: PerturbationConfig) -> dict:

@@ -47,16 +47,16 @@ def discrimination(predicted: np.ndarray, truths: np.ndarray, own: int, targets:
     others = [number for number in range(len(truths)) if number != own]
     if not others:
         return None
-    score = np.zeros((len(predicted), truths.shape[1]))
+    # |p − other|² − |p − own|², without the squares of p, which cancel: first over all genes, then less the targets
+    squares = np.square(truths).sum(axis=2)
+    products = (truths.reshape(-1, truths.shape[2]) @ predicted.T).T.reshape(len(predicted), *squares.shape)
+    further = squares - squares[own] - 2 * (products - products[:, [own]])
     for other in others:
-        used = np.ones(truths.shape[2])
-        used[[*targets[own], *targets[other]]] = 0
-        apart = truths[other] - truths[own]
-        # |p − other|² − |p − own|² without the squares of p, which cancel
-        further = ((truths[other] + truths[own]) * apart) @ used - 2 * (predicted * used) @ apart.T
-        tie = np.abs(further) <= CONSTANT * (1 + np.square(apart) @ used)
-        score += np.where(tie, 0.5, further > 0)
-    return score / len(others)
+        dropped = sorted({*targets[own], *targets[other]})
+        far, near = truths[other][:, dropped], truths[own][:, dropped]
+        further[:, other] -= (far**2 - near**2).sum(axis=1) - 2 * predicted[:, dropped] @ (far - near).T
+    tie = np.abs(further) <= CONSTANT * (1 + squares + squares[own])
+    return np.where(tie, 0.5, further > 0)[:, others].mean(axis=1)
 
 
 def energy_distance(real: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from scbench.evaluation.perturbation.cells import NAMED, PANEL, SMALLEST, PerturbedCells, Reading
 from scbench.evaluation.perturbation.fold import (
     ADDITIVE,
     FITTED,
@@ -12,6 +13,7 @@ from scbench.evaluation.perturbation.fold import (
     RIDGE,
     TRAIN_MEAN,
 )
+from scbench.evaluation.perturbation.pooled import Pooled
 from scbench.evaluation.perturbation.scoring import CEILING, METRICS, Board, Key
 from scbench.evaluation.perturbation.splits import ALL, CELLS, COMBINATION, CONTEXT
 from scbench.evaluation.report import Column
@@ -112,6 +114,12 @@ def sentences(board: Board, predictor: str) -> list[str]:
         said.append(f"In {words} the trained model {'; '.join(parts)}.")
     if board.pairs(ADDITIVE, ALL) and ADDITIVE not in best_of:
         said.append(f"The additive baseline is defined for {board.pairs(ADDITIVE, ALL)} of {all_pairs} pairs, its row's.")
+    said.append("Against the mean of the perturbed, “no change” is the opposite of the train mean and shares its error, so it "
+                "may score above 0.")
+    ceiling = board.samples(CEILING, ALL)["mse"][0]
+    if any(board.samples(name, ALL)["mse"][0] < ceiling for name in best_of):
+        said.append("The other half of a pair's cells has a larger error than a baseline: these changes are about as small as "
+                    "the noise of half the cells, and their errors say little.")
     units, name = board.units(MODEL, ALL), "contexts" if board.split == CONTEXT else "perturbations"
     if board.split == CELLS:
         said.append("Intervals weight the scored cells at random; they don't cover the choice of perturbations or controls.")
@@ -124,6 +132,62 @@ def sentences(board: Board, predictor: str) -> list[str]:
         counted = "; ".join(f"{board.pairs(MODEL, stratum)} with {stratum}" for stratum in board.strata[1:])
         said.append(f"Held-out pairs by what was trained, over all repetitions: {counted}.")
     return said
+
+
+def reading_sentences(
+    reading: Reading, studies: list[PerturbedCells], unsplit: list[str], pooled_scores: list[float], caught: list[Pooled]
+) -> list[str]:
+    """Which cells took part, and whether their controls match."""
+    c = reading.counted
+    used = ("total", "perturbed", "controls")
+    removed = ", ".join(f"{number:,} {reason}" for reason, number in c.items() if number and reason not in used)
+    pairs = sum(len(cells.pair_context) for cells in studies)
+    said = [
+        f"{c['perturbed']:,} perturbed cells and {c['controls']:,} controls of {c['total']:,} cells; {pairs} pairs of a "
+        f"perturbation and a context in {len(studies)} {'study' if len(studies) == 1 else 'studies'}; left out: "
+        f"{removed or 'none'}."
+    ]
+    if "small" in reading.left_out:
+        said.append(f"Under {SMALLEST} cells, left out everywhere: {_some(reading.left_out['small'])}.")
+    if "no controls" in reading.left_out:
+        said.append(f"Contexts under {SMALLEST} controls, left out: {_some(reading.left_out['no controls'])}.")
+    if unsplit:
+        said.append(f"Studies that cannot be split so, left out: {'; '.join(unsplit)}.")
+    if studies[0].values.shape[1] < PANEL and not reading.totals.startswith("column"):
+        said.append(
+            f"A cell's total is the sum over {reading.totals}: if these are cut from larger profiles, changes are distorted "
+            "and --total-counts-column is needed."
+        )
+    if pooled_scores:
+        said.append(
+            "With the controls of all contexts pooled, “no change” would score a Pearson correlation of "
+            f"{np.mean(pooled_scores):.2f}; here every context has its own."
+        )
+    for one in caught:
+        said.append(
+            f"Controls differ by {one.column}: “no change” scores a Pearson correlation of {one.pearson:.2f} against pooled "
+            f"controls, so these changes are largely not the perturbations': give --context {one.column} too."
+        )
+    return said
+
+
+def target_sentences(studies: list[PerturbedCells], refusals: dict[str, list[str]], checkable: bool) -> list[str]:
+    """Which targets ridge can use."""
+    said = [
+        f"Targets that ridge refuses, {reason} ({len(names)}): {_some(names)}; their perturbations are left out."
+        for reason, names in refusals.items()
+    ]
+    if not checkable:
+        said.append("The model does not say how it was initialised: whether it saw the targets in training cannot be checked.")
+    asked = {target for cells in studies for one in cells.perturbations for target in one}
+    measured = {target for target in asked if studies[0].target_columns.get(target)}
+    said.append(f"{len(measured)} of {len(asked)} targets are among the file's genes: others have no PCA loadings (0).")
+    return said
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more (results.json)" if more > 0 else "")
 
 
 def _compare(difference: dict, metric: str, label: str) -> str:

@@ -1,6 +1,8 @@
 """The whole perturbation benchmark on planted cells: what the numbers must be, and what is refused."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,6 +137,15 @@ def test_pooled_controls_are_caught(model, planted, read):
     assert any("give --context line too" in sentence for sentence in wrong.sentences)
     assert not any("too." in sentence for sentence in right.sentences)
     assert any("pooled, “no change” would score" in sentence for sentence in right.sentences)
+
+
+@pytest.mark.skipif("SCBENCH_TEST_DATA" not in os.environ, reason="SCBENCH_TEST_DATA does not name a folder of real cells")
+def test_pooled_controls_of_real_cell_lines_would_score_097():
+    with AnnDataSource(Path(os.environ["SCBENCH_TEST_DATA"]) / "norman_mcfaline_500g.h5ad") as source:
+        cells, = read_perturbed_cells(
+            source, "condition", "control", context=("cell_type",), study=(), total_counts_column="ncounts"
+        ).studies
+    assert across_contexts(cells) == pytest.approx(0.97, abs=0.02)
 
 
 def test_strata_and_the_additive_baseline(model, planted):
