@@ -45,7 +45,8 @@ class ReferencePtSource:
     """The cells of such a file, held in memory; to be read like those of an AnnDataSource.
 
     Its counts are what the values are log1p of, so that a model that takes log1p of counts sees the file's values: whole
-    counts, or, if any value is no log1p of a whole count (they were normalised, say), expm1 of the values.
+    counts, or, if any value is no log1p of a whole count (they were normalised, say), expm1 of the values. A gene of value 0
+    is one that the cell does not express.
 
     Parameters
     ----------
