@@ -40,14 +40,19 @@ def write_copy(original: Path, path: Path, values: np.ndarray, provenance: dict)
     with published_file(path) as partial:
         shutil.copyfile(original, partial)
         with h5py.File(partial, "r+") as file:
-            for group, key, value in [("obsm", KEY, values), ("uns", _PROVENANCE, json.dumps(provenance))]:
-                if group not in file:
-                    anndata.io.write_elem(file, group, {})
-                if not isinstance(file[group], h5py.Group):
-                    raise UserError(f"{original} is in an old h5ad format ({group} is no group): rewrite it with anndata.")
-                if key in file[group]:
-                    del file[group][key]
-                anndata.io.write_elem(file[group], key, value)
+            put(file, "obsm", KEY, values, original)
+            put(file, "uns", _PROVENANCE, json.dumps(provenance), original)
+
+
+def put(file: h5py.File, group: str, key: str, value: object, original: Path) -> None:
+    """Write `value` as `key` of a group of an open h5ad file, in place of an older one; `original` is what an error names."""
+    if group not in file:
+        anndata.io.write_elem(file, group, {})
+    if not isinstance(file[group], h5py.Group):
+        raise UserError(f"{original} is in an old h5ad format ({group} is no group): rewrite it with anndata.")
+    if key in file[group]:
+        del file[group][key]
+    anndata.io.write_elem(file[group], key, value)
 
 
 def write_alone(path: Path, cell_ids: np.ndarray, values: np.ndarray, provenance: dict) -> None:

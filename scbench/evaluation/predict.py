@@ -94,20 +94,11 @@ def write_predictions(original: Path, path: Path, predictions: Predictions) -> N
     with published_file(path) as partial:
         shutil.copyfile(original, partial)
         with h5py.File(partial, "r+") as file:
-            obs = file["obs"]
-            if not isinstance(obs, h5py.Group):
-                raise UserError(f"{original} is in an old h5ad format (obs is no group): rewrite it with anndata.")
-            columns = [column for column in obs.attrs["column-order"] if column not in (LABEL, PROBABILITY)]
-            for column, values in [(LABEL, predictions.labels), (PROBABILITY, predictions.probabilities)]:
-                if column in obs:
-                    del obs[column]
-                anndata.io.write_elem(obs, column, values)
-            obs.attrs["column-order"] = np.array([*columns, LABEL, PROBABILITY], dtype=h5py.string_dtype())
-            if "uns" not in file:
-                anndata.io.write_elem(file, "uns", {})
-            if ABOUT in file["uns"]:
-                del file["uns"][ABOUT]
-            anndata.io.write_elem(file["uns"], ABOUT, json.dumps(predictions.about))
+            embedding_files.put(file, "obs", LABEL, predictions.labels, original)
+            embedding_files.put(file, "obs", PROBABILITY, predictions.probabilities, original)
+            embedding_files.put(file, "uns", ABOUT, json.dumps(predictions.about), original)
+            columns = [column for column in file["obs"].attrs["column-order"] if column not in (LABEL, PROBABILITY)]
+            file["obs"].attrs["column-order"] = np.array([*columns, LABEL, PROBABILITY], dtype=h5py.string_dtype())
 
 
 def run_predict(config: PredictConfig) -> dict:
