@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scbench.errors import UserError
 from scbench.evaluation.perturbation.cells import PerturbedCells
 from scbench.evaluation.scores import stratified_folds
 from scbench.kernels import random
@@ -44,7 +45,10 @@ def why_not(cells: PerturbedCells, split: str, folds: int) -> str | None:
 
 
 def make_folds(cells: PerturbedCells, split: str, folds: int, seed: int, repetition: int) -> Iterator[Fold]:
-    """The folds of one repetition; every held-out cell, perturbation, combination or context is held out once."""
+    """The folds of one repetition; every held-out cell, perturbation, combination or context is held out once.
+
+    UserError if nothing would be left to train on.
+    """
     pair = cells.pair
     half = halves(pair, cells.hashes, seed, repetition)
     if split == CELLS:
@@ -58,6 +62,10 @@ def make_folds(cells: PerturbedCells, split: str, folds: int, seed: int, repetit
             yield Fold((fold >= 0) & ~held, half, held & ~half, pairs, [ALL] * len(pairs))
         return
     for train_pairs, pairs, strata in _pair_folds(cells, split, folds, seed, repetition):
+        if not len(train_pairs):
+            study = f" of {cells.study}" if cells.study else ""
+            raise UserError(f"a fold of {split} holds out every perturbation{study}, because all share a target: choose "
+                            "another --split or more --folds.")
         other = np.isin(pair, pairs) & ~half
         yield Fold(np.isin(pair, train_pairs), half, other, pairs, strata)
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scbench.config import PerturbationConfig
+from scbench.config import ModelConfig, PerturbationConfig
+from scbench.data.gene_identity import gene_keys
 from scbench.data.sources.anndata import AnnDataSource
+from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
 from scbench.evaluation.perturbation import scoring
 from scbench.evaluation.perturbation.benchmark import benchmark_perturbation, run_perturbation
@@ -17,6 +19,7 @@ from scbench.evaluation.perturbation.fold import prepare_fold
 from scbench.evaluation.perturbation.pooled import across_contexts, unmatched
 from scbench.evaluation.perturbation.scoring import METRICS, score_fold
 from scbench.evaluation.perturbation.splits import halves, make_folds
+from scbench.models.model import ExpressionModel
 
 SINGLES = [f"GENE{i}" for i in range(12)]
 ONCE = {"seeds": 1, "folds": 3}
@@ -256,3 +259,31 @@ def test_run_perturbation_writes_the_table_twice_the_same(model, planted, tmp_pa
     assert (tmp_path / "again" / "results.json").read_bytes() == (tmp_path / "out" / "results.json").read_bytes()
     with pytest.raises(UserError, match="exists already"):
         run_perturbation(PerturbationConfig(output=tmp_path / "out", **options))
+
+
+@pytest.mark.full
+@pytest.mark.skipif("SCBENCH_TEST_DATA" not in os.environ, reason="SCBENCH_TEST_DATA does not name a folder of real cells")
+@pytest.mark.parametrize(("file", "control", "options"), [
+    ("schraivogel_tapseq_72g.h5ad", "non-targeting", {"perturbation_column": "perturbation"}),
+    ("gbm_panobinostat_300g.h5ad", "ctrl", {
+        "perturbation_column": "condition", "context": ("patient_id",), "split": "unseen-context", "predictor": "context",
+    }),
+    ("norman_mcfaline_500g.h5ad", "control", {
+        "perturbation_column": "condition", "context": ("cell_type",), "total_counts_column": "ncounts",
+        "split": "unseen-combination",
+    }),
+])
+def test_real_files(file, control, options):
+    path = Path(os.environ["SCBENCH_TEST_DATA"]) / file
+    with AnnDataSource(path) as source:
+        keys = {key for key in gene_keys(source.identity) if key}
+        targets = {target for name in source.obs[options["perturbation_column"]].unique() for target in name.split("+")}
+    vocabulary = Vocabulary.build(keys | targets)
+    model = ExpressionModel(ModelConfig(vocabulary_size=vocabulary.size, width=8, layers=1, heads=2), vocabulary)
+    table = benchmark_perturbation(model, path, control=control, **options, **ONCE)
+    ceiling, nothing = row(table, "other half of the cells"), row(table, "no change")
+    assert nothing["pearson_control"] == 0
+    assert ceiling["pearson_control"] > 0.25
+    assert abs(ceiling["energy"]) < abs(nothing["energy"])
+    if "norman" in file:  # what is known of combinations: they are nearly the sum of their parts
+        assert row(table, "additive")["discrimination"] > row(table, "train mean")["discrimination"]

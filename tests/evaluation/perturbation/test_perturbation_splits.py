@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from scbench.errors import UserError
 from scbench.evaluation.perturbation.splits import SPLITS, halves, make_folds, why_not
 
 SINGLES = [f"GENE{i}" for i in range(8)]
@@ -80,6 +81,12 @@ def test_halves_are_even_and_change_with_the_repetition():
     half = halves(group, hashes, 0, 0)
     assert (half[:10].sum(), half[10:31].sum(), half[31:].sum()) == (5, 10, 0)
     assert (half != halves(group, hashes, 0, 1)).any()
+
+
+def test_combinations_that_all_share_a_target_leave_nothing_to_train_on(planted, read):
+    cells = read(planted(["GENE0+GENE1", "GENE0+GENE2", "GENE0+GENE3"], cells=20, controls=20))
+    with pytest.raises(UserError, match="holds out every perturbation, because all share a target"):
+        list(make_folds(cells, "unseen-combination", 3, 0, 0))
 
 
 def test_what_cannot_be_split(planted, read):
