@@ -32,8 +32,8 @@ class FinetuneConfig(Common):
     """Most passes over the training cells (50; the head alone: 200); it stops when the validation loss no longer falls."""
     batch_cells: int = 64
     """Cells of an optimizer step."""
-    lr: float = 5e-3
-    """Peak learning rate of the head; the rest of the model learns at a tenth of it."""
+    lr: float | None = None
+    """Peak learning rate of the head (0.005, alone 0.02); the rest of the model learns at a tenth of it."""
     coverage: float = 0.95
     """Share of the validation cells that the threshold for "unassigned" leaves assigned."""
 
@@ -41,7 +41,7 @@ class FinetuneConfig(Common):
         for name, value in [("--epochs", self.epochs), ("--batch-cells", self.batch_cells)]:
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1.")
-        if not 0 < self.lr < 1:
+        if self.lr is not None and not 0 < self.lr < 1:
             raise UserError(f"--lr is {self.lr}: it must be between 0 and 1.")
         if not 0 < self.coverage <= 1:
             raise UserError(f"--coverage is {self.coverage}: it must be above 0 and at most 1.")

@@ -39,6 +39,7 @@ from scbench.training.schedule import learning_rate
 
 VALIDATION_FOLDS = 5  # one of them is for validation
 EPOCHS = {"all": 50, "head": 200}
+RATES = {"all": 5e-3, "head": 2e-2}  # of the head
 PATIENCE = 5  # epochs without a lower validation loss
 ENCODER_RATE = 0.1  # of the head's learning rate
 WARMUP_SHARE = 0.05  # of all steps
@@ -103,7 +104,7 @@ def finetune(
     genes_column: str | None = None,
     epochs: int | None = None,
     batch_cells: int = 64,
-    lr: float = 5e-3,
+    lr: float | None = None,
     coverage: float = 0.95,
     seed: int = 0,
     progress: bool = False,
@@ -124,7 +125,7 @@ def finetune(
         As in `scbench.embed`.
     epochs, batch_cells, lr
         Most passes over the training cells (by default 50, of the head alone 200), cells of a step, and the head's peak
-        learning rate (AdamW, warm-up, cosine; the rest of the model learns at a tenth of it).
+        learning rate (0.005, alone 0.02; AdamW, warm-up, cosine; the rest of the model learns at a tenth of it).
     coverage
         Share of the validation cells that the threshold leaves assigned.
     seed
@@ -148,7 +149,7 @@ def finetune(
     network = _copy(model, seed)
     classifier = Classifier(model.config.width, len(cells.class_names)).to(embed.device_of(model))
     rows = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    epochs = EPOCHS[train] if epochs is None else epochs
+    epochs, lr = EPOCHS[train] if epochs is None else epochs, RATES[train] if lr is None else lr
     options = {"epochs": epochs, "batch_cells": batch_cells, "lr": lr, "seed": seed, "progress": progress}
     ran, best = _train(network, classifier, cells, *rows, whole=train == "all", **options)
     about = {
