@@ -13,11 +13,8 @@ import argparse
 import dataclasses
 import json
 import os
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,6 +22,7 @@ from pathlib import Path
 import machine
 import record
 import torch
+from plan_check import in_ranks
 from plan_worker import Case, synthetic_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -94,23 +92,6 @@ def measure(case: Case) -> dict:
             "bytes": {name: round(sent.bytes[name] / counted) for name in sent.bytes}}
 
 
-def ranks(listed: list[Case], world: int) -> list[dict]:
-    """What rank 0 counted of each case, in a process a rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    with tempfile.TemporaryDirectory() as folder:
-        task, out = Path(folder, "task.json"), Path(folder, "out.json")
-        task.write_text(json.dumps([dataclasses.asdict(case) for case in listed]))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-W", "ignore::FutureWarning", __file__, "--worker", task, out]
-        started = [subprocess.Popen(command, env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-                   for rank in range(world)]
-        if sum(process.wait() for process in started):
-            raise SystemExit("a rank failed")
-        return json.loads(out.read_text())
-
-
 def work(task: Path, out: Path) -> None:
     """One rank."""
     torch.set_num_threads(1)
@@ -148,14 +129,11 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--vocabulary-size", type=int, default=20_000)
-    parser.add_argument("--worker", type=Path, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
-        work(*options.worker)
     rows = []
     for world in options.worlds:
         listed = cases([world], options.width, options.vocabulary_size)
-        rows += [row_of(case, found) for case, found in zip(listed, ranks(listed, world), strict=True)]
+        rows += [row_of(case, found) for case, found in zip(listed, in_ranks(Path(__file__), listed, world), strict=True)]
     print(table(rows))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -163,4 +141,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if "RANK" in os.environ:  # started by `in_ranks`
+        work(*map(Path, sys.argv[1:]))
     main()

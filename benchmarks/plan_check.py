@@ -47,8 +47,8 @@ def cases(world: int) -> list[tuple[str, Case]]:
     return found
 
 
-def measured(listed: list[Case], world: int) -> list[dict]:
-    """What each case took, in processes of their own: one a rank."""
+def in_ranks(script: Path, listed: list[Case], world: int) -> list[dict]:
+    """What rank 0 of `script SETTINGS.json OUT.json` writes of the cases, one process a rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -59,10 +59,10 @@ def measured(listed: list[Case], world: int) -> list[dict]:
         ranks = []
         for rank in map(str, range(world)):
             environment = {**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank}
-            ranks.append(subprocess.Popen([sys.executable, WORKER, settings, out], env=environment, stderr=subprocess.DEVNULL))
+            ranks.append(subprocess.Popen([sys.executable, script, settings, out], env=environment, stderr=subprocess.DEVNULL))
         if sum(process.wait() for process in ranks):
             raise SystemExit("a rank failed")
-        return [row["measured"] for row in json.loads(out.read_text())]
+        return json.loads(out.read_text())
 
 
 def row_of(size: str, case: Case, taken: dict) -> dict:
@@ -87,8 +87,8 @@ def main() -> None:
     rows = []
     for world in options.worlds:
         listed = cases(world)
-        for (size, case), taken in zip(listed, measured([case for _, case in listed], world), strict=True):
-            rows.append(row_of(size, case, taken))
+        for (size, case), found in zip(listed, in_ranks(WORKER, [case for _, case in listed], world), strict=True):
+            rows.append(row_of(size, case, found["measured"]))
     columns = ["structure", "size", "precision", "stage", "world", "predicted_bytes", "measured_bytes", "ratio",
                "activation_share"]
     record.print_table(columns, [[str(row[name]) for name in columns] for row in rows])

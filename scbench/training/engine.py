@@ -110,6 +110,9 @@ def make_engine(model: nn.Module, config: PretrainConfig, settings: dict) -> dee
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory, whatever its log level
         engine, *_ = deepspeed.initialize(model=model, config=settings, **optimizer)
     _set_step_count(engine, 0)  # bf16 without ZeRO has made a step on zero gradients by now (deepspeed 0.19.8)
+    groups = torch.distributed.distributed_c10d
+    for group in groups._world.pg_map:  # DeepSpeed's own groups have the library's timeout, half an hour
+        groups._set_pg_timeout(timedelta(seconds=config.timeout_seconds), group)
     return engine
 
 

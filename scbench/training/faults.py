@@ -5,11 +5,12 @@ import json
 import numpy as np
 import torch
 
-from scbench.config import PretrainConfig
+from scbench.config import PlanConfig, PretrainConfig
 from scbench.data.order import SampleOrder, default_lanes
 from scbench.data.store import Split
 from scbench.errors import DivergedError, UserError
 from scbench.files import write_text
+from scbench.training.plan import run_plan
 
 NAMED = 3  # cells that a sentence names; the file beside it lists all
 
@@ -51,8 +52,28 @@ def memory_error(error: BaseException, config: PretrainConfig, rank: int, world:
     return UserError(
         f"rank {rank} is out of memory ({first or type(error).__name__}): go on with --resume and "
         f"{', or '.join(knob for knob in knobs[:2] if knob) or 'more ranks'}, or start a new run with {knobs[2]}; "
-        "`scbench plan` says what fits."
+        f"{_recommendation(config, micro, world)}."
     )
+
+
+def _recommendation(config: PretrainConfig, micro: int, world: int) -> str:
+    """What `scbench plan` has to say of this run on this machine."""
+    cuda = torch.cuda.is_available()
+    if world > 1 and not cuda:
+        return "`scbench plan` says what fits"  # it knows a CPU as one process
+    same = ("store", "structure", "width", "layers", "heads", "dropout", "mvc", "max_genes", "mask_ratio", "batch_cells",
+            "precision")
+    memory = str(torch.cuda.mem_get_info()[1]) if cuda else None
+    try:
+        options = {name: getattr(config, name) for name in same}
+        plan = PlanConfig(**options, gpus=world if cuda else 0, gpu_memory=memory, json=True)
+        best = run_plan(plan)["recommended"]
+    except UserError as error:
+        return f"`scbench plan` says: {str(error).rstrip('.')}"
+    if best["deepspeed"] == config.deepspeed and best["micro_batch_cells"] >= micro:
+        return "by `scbench plan` this run fits, so something else takes memory here"
+    return (f"`scbench plan` recommends --deepspeed {best['deepspeed']} --micro-batch-cells {best['micro_batch_cells']} "
+            "(predicted)")
 
 
 def not_finite(values: dict[str, float]) -> str | None:

@@ -20,7 +20,9 @@ def test_two_ranks_send_what_plan_predicts(tmp_path):
     for row in rows:
         alone = row["world"] == 1
         assert row["seconds"] > 0 and (row["predicted_bytes"] == 0) == alone
-        assert row["sent_bytes"] == (0 if alone else pytest.approx(row["predicted_bytes"], rel=0.02)), row
+        kept_whole = 0.2 if row["stage"] == 3 else 0  # small tensors, much of a model as small as this: they are not gathered
+        least, most = (share * row["predicted_bytes"] for share in (0.98 - kept_whole, 1.02))
+        assert row["sent_bytes"] == 0 if alone else least <= row["sent_bytes"] <= most, row
 
 
 def test_the_page_shows_what_was_counted(monkeypatch):

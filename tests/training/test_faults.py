@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import pytest
 import torch
 
 from scbench import Store, pretrain
+from scbench.config import PretrainConfig
 from scbench.errors import UserError
-from scbench.training import checkpoint
+from scbench.training import checkpoint, faults, plan
 from scbench.training import pretrain as module
 
 SMALL = {"width": 16, "layers": 1, "heads": 2, "max_genes": 40, "batch_cells": 32, "steps": 12, "checkpoint_every": 5,
@@ -88,8 +90,26 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(small_store
 def test_out_of_memory_says_which_knob_helps(failure, small_store, tmp_path, planted):
     planted(2, failure)
     with pytest.raises(UserError, match=r"^rank 0 is out of memory \(.*\): go on with --resume and --micro-batch-cells 16 "
-                                        r"\(now 32; the same training\), or start a new run with a smaller --max-genes"):
+                                        r"\(now 32; the same training\), or start a new run with a smaller --max-genes .*"
+                                        r"; by `scbench plan` this run fits, so something else takes memory here\.$"):
         pretrain(small_store, tmp_path / "run", **SMALL)
+
+
+def test_out_of_memory_says_what_plan_recommends(small_store, monkeypatch):
+    """With less and less free memory: the run fits, smaller micro-batches do, nothing does."""
+    options = {**SMALL, "width": 64, "layers": 6, "max_genes": 500}
+    config = PretrainConfig(store=small_store, output=Path("run"), **options)
+    said, cells = [], []
+    for free in np.geomspace(1e9, 1e5, 60):
+        monkeypatch.setattr(plan, "_free_memory", lambda free=free: free)
+        words = str(faults.memory_error(MemoryError(), config, 0, 1)).split("; ")[-1]
+        number = re.search(r"^`scbench plan` recommends --deepspeed zero\d --micro-batch-cells (\d+) \(predicted\)\.$", words)
+        cells += [int(number[1])] if number else []
+        kind = "recommends" if number else "fits" if "this run fits, so something else" in words else "nothing"
+        assert kind != "nothing" or words.startswith("`scbench plan` says: nothing fits the host's memory: ")
+        said += [kind] if said[-1:] != [kind] else []
+    assert said == ["fits", "recommends", "nothing"]
+    assert cells == sorted(cells, reverse=True) and 1 <= cells[-1] < cells[0] < 32
 
 
 def test_other_errors_are_left_as_they_are(small_store, tmp_path, planted):
