@@ -8,7 +8,7 @@ choice of cells, not of training runs or donors.
 
 import hashlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,7 @@ from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.reference_cells import described, labelled_source, values_sentences
 from scbench.evaluation.report import Column, Table, screen
 from scbench.evaluation.scores import RESAMPLES, Scores, interval, score, stratified_folds
+from scbench.evaluation.split_files import Split
 from scbench.files import refuse_existing
 from scbench.kernels import random
 from scbench.models.model import ExpressionModel
@@ -40,6 +41,7 @@ _UNTRAINED = 2  # what a key of Stream.EVALUATION decides, beside those of score
 
 SMALL = 10_000  # cells; below, threads mostly wait for each other
 
+Model = ExpressionModel  # or an ExternalEmbedding, ExternalPredictions
 Method = tuple[str, str]  # model and probe of a row
 
 COLUMNS = [
@@ -60,10 +62,13 @@ class Features(NamedTuple):
 
 
 def benchmark_classification(
-    model: ExpressionModel,
+    models: Model | Mapping[str, Sequence[Model]],
     source: AnnDataSource | anndata.AnnData | Path | str,
     label: str | None = None,
     *,
+    group: str | None = None,
+    split: Split | None = None,
+    values: str = "counts",
     layer: str | None = None,
     genes_column: str | None = None,
     seeds: int = 3,
@@ -71,6 +76,7 @@ def benchmark_classification(
     max_overlap: float = 0.01,
     allow_overlap: bool = False,
     seed: int = 0,
+    scvi: bool = False,
     progress: bool = False,
 ) -> Table:
     """The table of one model on one labelled set of cells.
@@ -103,6 +109,7 @@ def benchmark_classification(
     UserError
         If the label can't be used, or too few cells remain.
     """
+    model = models if isinstance(models, ExpressionModel) else next(iter(models.values()))[0]  # more of them: next commit
     with labelled_source(model, source, label, layer=layer, genes_column=genes_column) as (opened, label):
         cells = read_cells(
             model, opened, label, max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress

@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rich.console import Console
@@ -34,6 +36,7 @@ class Table(NamedTuple):
     columns: list[Column]  # what people are shown of them
     sentences: list[str]  # what the table says, in plain words
     details: dict  # everything else that JSON should hold
+    beside: Mapping[str, str] = MappingProxyType({})  # other files of the directory, their texts by name
 
     def record(self) -> dict:
         """The whole table as JSON-able values."""
@@ -62,9 +65,9 @@ class Table(NamedTuple):
         return {f"{stem}.json": record, f"{stem}.csv": self.csv(), f"{stem}.md": self.markdown()}
 
     def write(self, directory: Path) -> None:
-        """Write results.json, results.csv and results.md to `directory`, published by one rename."""
+        """Write results.json, results.csv, results.md and what goes beside to `directory`, published by one rename."""
         with published_directory(directory) as partial:
-            for name, text in self.files().items():
+            for name, text in {**self.files(), **self.beside}.items():
                 (partial / name).write_text(text, encoding="utf-8")
 
     def show(self, console: Console) -> None:
