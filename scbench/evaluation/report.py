@@ -12,6 +12,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from scbench.evaluation.forest import forest_plot
 from scbench.files import published_directory
 
 
@@ -37,6 +38,7 @@ class Table(NamedTuple):
     sentences: list[str]  # what the table says, in plain words
     details: dict  # everything else that JSON should hold
     beside: Mapping[str, str] = MappingProxyType({})  # other files of the directory, their texts by name
+    metric: str | None = None  # the field of the rows that forest.png shows; None: no such picture
 
     def record(self) -> dict:
         """The whole table as JSON-able values."""
@@ -65,10 +67,13 @@ class Table(NamedTuple):
         return {f"{stem}.json": record, f"{stem}.csv": self.csv(), f"{stem}.md": self.markdown()}
 
     def write(self, directory: Path) -> None:
-        """Write results.json, results.csv, results.md and what goes beside to `directory`, published by one rename."""
+        """Write results.json, results.csv, results.md, forest.png if there is a metric, and what goes beside to `directory`,
+        published by one rename."""
         with published_directory(directory) as partial:
             for name, text in {**self.files(), **self.beside}.items():
                 (partial / name).write_text(text, encoding="utf-8")
+            if self.metric is not None:
+                forest_plot(self.rows, self.metric, partial / "forest.png", self.title)
 
     def show(self, console: Console) -> None:
         """Print the table and its sentences."""
