@@ -120,6 +120,17 @@ class AnnDataSource:
         with self._reading():
             return self._parts.obs()
 
+    @cached_property
+    def obsm_keys(self) -> list[str]:
+        """What obsm holds."""
+        with self._reading():
+            return self._parts.obsm_keys()
+
+    def obsm(self, key: str) -> object:
+        """One of `obsm_keys`: an array, a sparse matrix or a DataFrame, with a row a cell."""
+        with self._reading():
+            return self._parts.obsm(key)
+
     @property
     def licence(self) -> str | None:
         """The licence that uns names, if it does."""
@@ -331,6 +342,12 @@ class _AnnDataObject:
 
     def obs(self) -> pd.DataFrame:
         return self._adata.obs
+
+    def obsm_keys(self) -> list[str]:
+        return list(self._adata.obsm)
+
+    def obsm(self, key: str) -> object:
+        return self._adata.obsm[key]
 
     def licence(self) -> str | None:
         return named_licence(self._adata.uns)

@@ -64,6 +64,7 @@ class ReferencePtSource:
     kind = "pt"
     layer = CELL_LISTS[1]
     recovered = None
+    obsm_keys = ()
 
     def __init__(self, path: Path | str, vocabulary: Vocabulary):
         path = Path(path)

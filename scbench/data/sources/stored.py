@@ -65,6 +65,19 @@ class StoredAnnData:
         """The annotation of the cells."""
         return anndata.io.read_elem(self._root["obs"])
 
+    @property
+    def _obsm(self) -> Group | dict:
+        obsm = self._root.get("obsm", {})
+        return {} if isinstance(obsm, Array) else obsm  # an array in layouts from before 2020
+
+    def obsm_keys(self) -> list[str]:
+        """What obsm holds."""
+        return list(self._obsm)
+
+    def obsm(self, key: str) -> object:
+        """One of it: an array, a sparse matrix or a DataFrame."""
+        return anndata.io.read_elem(self._obsm[key])
+
     def licence(self) -> str | None:
         """What uns says of it."""
         uns = self._root.get("uns", {})

@@ -51,6 +51,10 @@ class TenxFile:
         """No columns: such a file says nothing of its cells."""
         return pd.DataFrame(index=self.obs_names())
 
+    def obsm_keys(self) -> list[str]:
+        """Such a file has no obsm."""
+        return []
+
     def licence(self) -> None:
         """Such a file names none."""
 
