@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -37,7 +37,8 @@ class Table(NamedTuple):
     columns: list[Column]  # what people are shown of them
     sentences: list[str]  # what the table says, in plain words
     details: dict  # everything else that JSON should hold
-    beside: Mapping[str, str] = MappingProxyType({})  # other files of the directory, their texts by name
+    # other files of the directory by name: their texts, or what writes them to a path
+    beside: Mapping[str, str | Callable[[Path], None]] = MappingProxyType({})
     metric: str | None = None  # the field of the rows that forest.png shows; None: no such picture
 
     def record(self) -> dict:
@@ -70,8 +71,11 @@ class Table(NamedTuple):
         """Write results.json, results.csv, results.md, forest.png if there is a metric, and what goes beside to `directory`,
         published by one rename."""
         with published_directory(directory) as partial:
-            for name, text in {**self.files(), **self.beside}.items():
-                (partial / name).write_text(text, encoding="utf-8")
+            for name, content in {**self.files(), **self.beside}.items():
+                if callable(content):
+                    content(partial / name)
+                else:
+                    (partial / name).write_text(content, encoding="utf-8")
             if self.metric is not None:
                 forest_plot(self.rows, self.metric, partial / "forest.png", self.title)
 
