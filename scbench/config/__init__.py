@@ -3,7 +3,7 @@
 Nothing here imports torch, so `scbench --help` answers at once.
 """
 
-from scbench.config.common import Common
+from scbench.config.common import Common, Values
 from scbench.config.comparison import CompareConfig
 from scbench.config.data import Fractional, InfoConfig, MergeConfig, PrepareConfig, VerifyConfig
 from scbench.config.evaluation import ClassificationConfig, DemoConfig, EmbedConfig, EvaluateConfig
@@ -48,5 +48,6 @@ __all__ = [
     "PredictConfig",
     "PrepareConfig",
     "PretrainConfig",
+    "Values",
     "VerifyConfig",
 ]

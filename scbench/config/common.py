@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
 Output = Annotated[Path, arg(aliases=["-o"])]
+Values = Literal["counts", "log1p_counts", "lognorm", "as_is"]  # what a file of cells holds (embed.opened)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 
 from scbench import __version__
-from scbench.config import EmbedConfig, InputLaw
+from scbench.config import EmbedConfig, InputLaw, Values
 from scbench.data.cells import CellTokens, Counts, content_hash, take, to_tokens, wide
 from scbench.data.gene_identity import GeneMap, check_matched, map_genes
 from scbench.data.sampler import CellSampler
-from scbench.data.sources.anndata import AnnDataSource
+from scbench.data.sources.anndata import AnnDataSource, called
+from scbench.data.sources.logarithms import LogarithmSource
 from scbench.data.sources.reference_pt import ReferencePtSource
 from scbench.errors import UserError
 from scbench.evaluation import embedding_files
@@ -226,15 +227,32 @@ def evaluating(model: ExpressionModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(
-    source: AnnDataSource | anndata.AnnData | Path | str, *, layer: str | None = None, genes_column: str | None = None
+    source: AnnDataSource | anndata.AnnData | Path | str, *, layer: str | None = None, genes_column: str | None = None,
+    values: Values = "counts",
 ) -> Iterator[AnnDataSource]:
-    """An AnnDataSource of anything that `embed` takes; closed afterwards if it was opened here."""
+    """An AnnDataSource of anything that `embed` takes; closed afterwards if it was opened here.
+
+    `values`: what the file holds, if not counts. The layer is then X by default.
+
+    - log1p_counts: log1p of whole counts; UserError where the expm1 of a value is not whole.
+    - lognorm: log1p of counts times a factor a cell; the counts are recovered, UserError if that fails.
+    - as_is: anything on a logarithmic scale, to be fed to a model as it is.
+    """
     if isinstance(source, AnnDataSource | ReferencePtSource):
         yield source
         return
     source = source if isinstance(source, anndata.AnnData) else Path(source)
-    with AnnDataSource(source, layer=layer, genes_column=genes_column) as source:
-        yield source
+    if values in ("log1p_counts", "as_is"):
+        with LogarithmSource(source, values, layer=layer, genes_column=genes_column) as opened_:
+            yield opened_
+        return
+    recover = values == "lognorm"
+    layer = "X" if recover and layer is None else layer
+    with AnnDataSource(source, layer=layer, genes_column=genes_column, recover_counts=recover) as opened_:
+        if recover and opened_.recovered is None:
+            raise UserError(f"{opened_.name} holds whole numbers in {called(opened_.layer)}, no log-normalised values: "
+                            "leave out --values, or give another --layer.")
+        yield opened_
 
 
 def chunks(source: AnnDataSource) -> Iterator[tuple[int, Counts]]:

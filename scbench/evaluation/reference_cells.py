@@ -46,15 +46,22 @@ def open_reference_pt(path: Path | str, model: ExpressionModel) -> ReferencePtSo
 
 def described(source: AnnDataSource | ReferencePtSource) -> dict:
     """Where the values come from and what they are, JSON-able."""
-    values = "as_is" if isinstance(source, ReferencePtSource) else "counts"
-    return {"name": source.name, "layer": source.layer, "recovered_counts": source.recovered, "values": values}
+    return {"name": source.name, "layer": source.layer, "recovered_counts": source.recovered, "values": source.values}
 
 
 def values_sentences(source: AnnDataSource | ReferencePtSource) -> list[str]:
-    """What must be said about values that are taken as they are."""
-    if not isinstance(source, ReferencePtSource):
+    """What must be said about values that are no counts."""
+    if source.values == "counts":
         return []
-    if source.whole:
+    if source.values == "log1p_counts":
+        return [f"Values of {source.name} are log1p of whole counts (log1p_counts): their expm1 stands for counts."]
+    if source.values == "lognorm":
+        return [
+            f"Counts of {source.name} were recovered from log-normalised values (lognorm), a cell's smallest being one count: "
+            f"{source.recovered['inexact_share']:.2%} of the values are no whole multiples of it. A cell without a count of 1 "
+            "gets too small counts, and the leakage guard cannot know such a cell by its counts."
+        ]
+    if isinstance(source, ReferencePtSource) and source.whole:
         return [f"Values of {source.name} as they are (as_is): all are log1p of whole counts."]
     return [
         f"Values of {source.name} as they are (as_is): they are no log1p of whole counts. A model that was trained on such "

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scbench.config import Fractional
+from scbench.config import Fractional, Values
 from scbench.data.cells import MAX_COUNT, Counts
 from scbench.data.counts import FRACTIONAL, INEXACT_DISTANCE, INEXACT_SHARE, TAKE_FRACTIONAL, recover
 from scbench.data.fractional import accept_counts
@@ -86,7 +86,7 @@ class AnnDataSource:
                 var = candidate.var()
                 if self._matrix.shape != (self.n_cells, len(var)):
                     raise UserError(
-                        f"{self.name} is broken: {_called(candidate.place)} is {self._matrix.shape[0]} × "
+                        f"{self.name} is broken: {called(candidate.place)} is {self._matrix.shape[0]} × "
                         f"{self._matrix.shape[1]}, but there are {self.n_cells} cells and {len(var)} genes."
                     )
                 self.layer: str = candidate.place
@@ -147,12 +147,14 @@ class AnnDataSource:
         """Whether the counts are stored by columns, so that reading rows here and there takes passes over all of them."""
         return isinstance(self._matrix, CSCMatrix)
 
+    @property
+    def values(self) -> Values:
+        """What the file holds."""
+        return "lognorm" if self._recovering else "counts"
+
     def read(self, start: int, stop: int) -> Counts:
         """The counts of cells `start` … `stop`−1; UserError names the cell if a value is no count."""
-        with self._reading():
-            rows = self._matrix.read(start, stop)
-        if len(rows.columns) and not 0 <= rows.columns.min() <= rows.columns.max() < self._matrix.shape[1]:
-            raise UserError(f"{self.name} is broken: {_called(self.layer)} names a gene that does not exist.")
+        rows = self._rows(start, stop)
         values = rows.values
         if self._recovering:
             self._check_recoverable(rows, start)
@@ -161,7 +163,7 @@ class AnnDataSource:
         if accepted is None:
             cell = self._cell(rows, start, problem.position)
             raise UserError(
-                f"{_called(self.layer)} of {self.name} holds {problem.reason} ({problem.value:g} in cell {cell!r}) where raw "
+                f"{called(self.layer)} of {self.name} holds {problem.reason} ({problem.value:g} in cell {cell!r}) where raw "
                 "counts are expected; if they are elsewhere, say where with --layer"
                 f"{TAKE_FRACTIONAL if problem.reason == FRACTIONAL else ''}."
             )
@@ -190,7 +192,7 @@ class AnnDataSource:
             units.append(recovery.units)
         share = inexact / values
         if share >= INEXACT_SHARE:
-            raise UserError(f"the counts of {self.name} cannot be recovered from {_called(self.layer)}: {_inexact(share)}.")
+            raise UserError(f"the counts of {self.name} cannot be recovered from {called(self.layer)}: {_inexact(share)}.")
         known = np.concatenate(units)
         return {
             "layer": self.layer,
@@ -201,6 +203,14 @@ class AnnDataSource:
             "median_unit": float(np.median(known[~np.isnan(known)])),
         }
 
+    def _rows(self, start: int, stop: int) -> Rows:
+        """The values of cells `start` … `stop`−1 as they are stored."""
+        with self._reading():
+            rows = self._matrix.read(start, stop)
+        if len(rows.columns) and not 0 <= rows.columns.min() <= rows.columns.max() < self._matrix.shape[1]:
+            raise UserError(f"{self.name} is broken: {called(self.layer)} names a gene that does not exist.")
+        return rows
+
     def _cell(self, rows: Rows, start: int, position: int) -> str:
         """The id of the cell of one value."""
         return self.obs_names[start + int(np.searchsorted(rows.offsets, position, side="right")) - 1]
@@ -210,7 +220,7 @@ class AnnDataSource:
         if problem:
             cell = self._cell(rows, start, problem[1])
             raise UserError(
-                f"{_called(self.layer)} of {self.name} holds {problem[0]} (in cell {cell!r}), "
+                f"{called(self.layer)} of {self.name} holds {problem[0]} (in cell {cell!r}), "
                 "which log-normalised counts never are."
             )
 
@@ -259,9 +269,8 @@ class AnnDataSource:
         self, candidates: dict[str, Candidate], layer: str | None, recover_counts: bool
     ) -> tuple[Candidate, Matrix, bool]:
         """The first candidate that holds counts (or, if asked for, recoverable ones), opened; whether to recover."""
-        if layer is not None and layer not in candidates:
-            there = ", ".join(candidates) or "nothing"
-            raise UserError(f"{self.name} has no layer {layer!r} (there are: {there}): give another --layer.")
+        if layer is not None:
+            self._check_layer(candidates, layer)
         tried = [layer] if layer is not None else [place for place in ("counts", "raw", "X") if place in candidates]
         matrices = {place: self._open(candidates[place]) for place in tried}
         found = {}
@@ -281,23 +290,29 @@ class AnnDataSource:
                     return candidates[place], matrix, True
         if matrices and all(matrix.shape[1] == 0 for matrix in matrices.values()):
             raise UserError(f"{self.name} has no genes.")
-        reasons = "; ".join(f"{_called(place)} holds {reason}" for place, reason in found.items()) or "it has no matrix"
+        reasons = "; ".join(f"{called(place)} holds {reason}" for place, reason in found.items()) or "it has no matrix"
         if recover_counts:
             raise UserError(f"no counts can be recovered from {self.name}: {reasons}.")
         others = [place for place in candidates if place not in tried and self._holds_counts(candidates[place])]
         if others:
-            advice = f"there are integers in {' and '.join(map(_called, others))}: give --layer {others[0]}"
+            advice = f"there are integers in {' and '.join(map(called, others))}: give --layer {others[0]}"
         else:
-            advice = "use a file with raw counts, or --recover-counts if the values are log-normalised counts"
+            advice = ("use a file with raw counts, or --recover-counts (of a benchmark: --values lognorm) if the values are "
+                      "log-normalised counts")
             if self._fractional == "refuse" and any(reason.startswith(FRACTIONAL) for reason in found.values()):
                 advice += TAKE_FRACTIONAL
         raise UserError(f"no raw counts were found in {self.name}: {reasons}; {advice}.")
+
+    def _check_layer(self, candidates: dict[str, Candidate], layer: str) -> None:
+        if layer not in candidates:
+            there = ", ".join(candidates) or "nothing"
+            raise UserError(f"{self.name} has no layer {layer!r} (there are: {there}): give another --layer.")
 
     def _open(self, candidate: Candidate) -> Matrix:
         try:
             return candidate.open()
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{_called(candidate.place)} of {self.name} is no matrix that can be read: {error}.") from None
+            raise UserError(f"{called(candidate.place)} of {self.name} is no matrix that can be read: {error}.") from None
 
     def _holds_counts(self, candidate: Candidate) -> bool:
         try:
@@ -306,7 +321,8 @@ class AnnDataSource:
             return False
 
 
-def _called(place: str) -> str:
+def called(place: str) -> str:
+    """A place of counts, in words."""
     return place if place in ("X", "raw") else f"layer {place!r}"
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from scbench.config import Values
 from scbench.data.cells import MAX_COUNT, Counts
 from scbench.data.counts import undo_log1p
 from scbench.data.gene_identity import GeneIdentity, own_tokens, vocabulary_identity
@@ -63,6 +64,7 @@ class ReferencePtSource:
 
     kind = "pt"
     layer = CELL_LISTS[1]
+    values: Values = "as_is"
     recovered = None
     obsm_keys = ()
 
