@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ CELL = "cell"  # the array or column of cell ids that scbench embed writes
 
 
 class ExternalEmbedding:
-    """An embedding that something else made: in obsm of the benchmark's own file, or in a file by cell id.
+    """An embedding that something else made: in obsm of the benchmark's own file, or in a file by cell id (or gene name).
 
     Parameters
     ----------
@@ -70,6 +71,27 @@ class ExternalEmbedding:
         digest = hashlib.sha256(values.astype("<f4", copy=False).tobytes()).hexdigest()
         self.provenance |= {"cells": values.shape[0], "width": values.shape[1], "sha256": digest}
         return values
+
+    def vectors_of(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """The rows of a file by the ids it gives, for files whose ids are genes: float64 [D] of each of `names` it has.
+
+        UserError if the embedding is one of cells in obsm, or if a name's row is there twice or holds what is no number.
+        """
+        if self._key is not None:
+            raise UserError(f"obsm:{self._key} is an embedding of cells, and one of genes is needed: give an .npz or .parquet "
+                            "whose ids are genes, or --predictor context.")
+        places: dict[str, list[int]] = {name: [] for name in names}
+        for place, name in enumerate(self._ids):
+            if name in places:
+                places[name].append(place)
+        found = {}
+        for name, rows in places.items():
+            if len(rows) > 1 or (rows and not np.isfinite(self._values[rows[0]]).all()):
+                reason = "more than one embedding" if len(rows) > 1 else "NaN or infinite numbers in the embedding"
+                raise UserError(f"{self._file} holds {reason} of {name!r}: write it with one a gene, of numbers.")
+            if rows:
+                found[name] = self._values[rows[0]].astype(np.float64)
+        return found
 
     def _from_obsm(self, source: AnnDataSource) -> np.ndarray:
         if self._key not in source.obsm_keys:

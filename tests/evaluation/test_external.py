@@ -79,6 +79,22 @@ def test_cells_of_one_name_are_matched_in_their_order(tmp_path):
         ExternalEmbedding(tmp_path / "mine.npz").values_of(source(["b", "b"]))
 
 
+def test_vectors_of_genes(tmp_path):
+    genes = np.array(["TP53", "KLF1", "BAK1", "KLF1", "GATA1"])
+    values = VALUES.copy()
+    values[4, 1] = np.inf
+    write_alone(tmp_path / "genes.npz", genes, values, {})
+    embedding = ExternalEmbedding(tmp_path / "genes.npz")
+    found = embedding.vectors_of(["BAK1", "MYC", "TP53"])
+    assert list(found) == ["BAK1", "TP53"]
+    np.testing.assert_array_equal(found["BAK1"], VALUES[2].astype(np.float64))
+    for name, said in [("KLF1", "more than one"), ("GATA1", "infinite")]:
+        with pytest.raises(UserError, match=f"{said}.*{name}"):
+            embedding.vectors_of([name])
+    with pytest.raises(UserError, match="obsm:X is an embedding of cells"):
+        ExternalEmbedding("obsm:X").vectors_of(["TP53"])
+
+
 def test_embeddings_with_gaps_are_refused(tmp_path):
     values = VALUES.copy()
     values[1, 2] = np.nan
