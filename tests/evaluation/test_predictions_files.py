@@ -66,7 +66,7 @@ def test_predictions_on_another_split_are_refused(write, tmp_path):
     with pytest.raises(UserError, match=r"predicted on the split .*…, not on this one"):
         write(labels()).read_labels(other, CELLS, ["x"])
     for digest in (None, 3):
-        with pytest.raises(UserError, match='no text uns."split_sha256"'):
+        with pytest.raises(UserError, match=r'no text uns."split_sha256"'):
             write(labels(), digest=digest)
     with pytest.raises(UserError, match="there is no file"):
         ExternalPredictions(tmp_path / "gone.h5ad")
