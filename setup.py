@@ -1,4 +1,4 @@
-"""Packaging of scbench: the top-level folders kernels/ and ds_configs/ install as parts of the package."""
+"""Packaging of scbench: the top-level folders kernels/, ds_configs/ and suites/ install as parts of the package."""
 
 from pathlib import Path
 
@@ -24,9 +24,15 @@ setup(
         "scbench.evaluation.perturbation",
         "scbench.kernels",
         "scbench.ds_configs",
+        "scbench.suites",
     ],
-    package_dir={"scbench": "scbench", "scbench.kernels": "kernels", "scbench.ds_configs": "ds_configs"},
-    package_data={"scbench.data": ["gene_table/*"], "scbench.kernels": ["*.c"], "scbench.ds_configs": ["*.json"]},
+    package_dir={
+        "scbench": "scbench", "scbench.kernels": "kernels", "scbench.ds_configs": "ds_configs", "scbench.suites": "suites",
+    },
+    package_data={
+        "scbench.data": ["gene_table/*"], "scbench.kernels": ["*.c"], "scbench.ds_configs": ["*.json"],
+        "scbench.suites": ["*.toml", "*.json"],
+    },
     install_requires=[
         "torch>=2.13,<2.14",
         "triton==3.7.1; platform_system == 'Linux'",
@@ -52,7 +58,7 @@ setup(
         "demo": ["scanpy>=1.11,<2"],
         "census": ["cellxgene-census>=1.17,<2"],  # for census: inputs of prepare
         "cuda": ["flash-attn>=2.8.3,<2.9"],  # attention in bf16 on CUDA; builds against an installed torch
-        "test": ["pytest>=8", "hypothesis>=6", "scanpy>=1.11,<2", "ruff==0.17.6"],
+        "test": ["pytest>=8", "hypothesis>=6", "scanpy>=1.11,<2", "jsonschema>=4.23", "ruff==0.17.6"],
     },
     entry_points={"console_scripts": ["scbench=scbench.cli:run"]},
     classifiers=["Programming Language :: Python :: 3.11", "Topic :: Scientific/Engineering :: Bio-Informatics"],

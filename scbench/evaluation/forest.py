@@ -32,7 +32,7 @@ class Group(NamedTuple):
 
 
 def forest_plot(rows: list[dict], metric: str | Mapping[str, str], path: Path, title: str) -> None:
-    """Write a PNG with a line for each row that has the metric.
+    """Write a PNG with a line for each row that has the metric; nothing if there is none.
 
     Parameters
     ----------
@@ -45,8 +45,10 @@ def forest_plot(rows: list[dict], metric: str | Mapping[str, str], path: Path, t
         Of the picture.
     """
     groups = _groups(rows, metric)
+    if not groups:
+        return
     columns = _columns(groups)
-    figure = Figure(figsize=(7 * len(columns), 1.6 + 0.24 * max(map(_height, columns), default=1)), layout="constrained")
+    figure = Figure(figsize=(7 * len(columns), 1.6 + 0.24 * max(map(_height, columns))), layout="constrained")
     names = list(dict.fromkeys(row["model"] for group in groups for row in group.rows if row["kind"] == "model"))
     colours = {name: MODEL_COLOURS[number % len(MODEL_COLOURS)] for number, name in enumerate(names)}
     for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
@@ -59,13 +61,17 @@ def forest_plot(rows: list[dict], metric: str | Mapping[str, str], path: Path, t
     save(figure, path)
 
 
+def of_whole_set(row: dict) -> bool:
+    """Whether a row is of a model, a baseline or a ceiling on all of a data set: no difference, and no part of it."""
+    return row.get("kind") in STYLES and row.get("stratum") in (None, EVERYTHING)
+
+
 def _groups(rows: list[dict], metric: str | Mapping[str, str]) -> list[Group]:
     """The rows that are drawn, by data set and metric."""
     found: dict[tuple, Group] = {}
     for row in rows:
         field = metric if isinstance(metric, str) else metric.get(row["task"])
-        drawn = row.get("kind") in STYLES and row.get("stratum") in (None, EVERYTHING)
-        if drawn and field is not None and row.get(field) is not None:
+        if of_whole_set(row) and field is not None and row.get(field) is not None:
             key = field, row["task"], row["dataset"]
             found.setdefault(key, Group(row["dataset"], field, [])).rows.append(row)
     order = list(dict.fromkeys(group.metric for group in found.values()))
@@ -85,7 +91,7 @@ def _columns(groups: list[Group]) -> list[list[Group]]:
         if not last or last[-1].metric != group.metric or _height([*last, group]) > MOST_LINES:
             columns.append([])
         columns[-1].append(group)
-    return columns or [[]]
+    return columns
 
 
 def _draw(axes: Axes, groups: list[Group], colours: dict[str, str]) -> None:
@@ -103,14 +109,10 @@ def _draw(axes: Axes, groups: list[Group], colours: dict[str, str]) -> None:
             axes.plot([floor, floor], [top + 0.5, line - 0.5], color="#999999", linestyle=":", linewidth=1, zorder=1)
         line += 1
     axes.set_yticks([place for place, _ in ticks], [name for _, name in ticks], fontsize=7)
-    axes.set(ylim=(line - 1, -1), xlabel=_metric_title(groups))
+    axes.set(ylim=(line - 1, -1), xlabel=TITLES.get(groups[0].metric, groups[0].metric))
     axes.margins(x=0.05)
     axes.grid(alpha=0.3, axis="x")
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _metric_title(groups: list[Group]) -> str:
-    return TITLES.get(groups[0].metric, groups[0].metric) if groups else ""
 
 
 def _point(axes: Axes, row: dict, metric: str, line: int, colour: str | None) -> None:

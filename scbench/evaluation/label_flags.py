@@ -103,7 +103,7 @@ def _ontology(obs: pd.DataFrame, words: np.ndarray, label: str) -> dict[str, lis
 
 
 def _codes(column: pd.Series, words: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """A column's values and the labels, of the cells that have both; None if the column has one value, or nearly one a cell."""
+    """A column's values and the labels, of the cells that have both; None if the column has one value, or about one a cell."""
     there = column.notna().to_numpy()
     values = column[there].astype(str).to_numpy()
     different = len(np.unique(values))
@@ -146,7 +146,7 @@ def _parent_sentences(parents: dict[str, list[str]]) -> list[str]:
     if not parents:
         return []
     named = _some([f"{parent} (of {_some(children)})" for parent, children in parents.items()])
-    return [f"By their names some classes are parents of others, so that a prediction may be right and count as wrong: {named}."]
+    return [f"By their names some classes are parents of others, so a prediction may be right and count as wrong: {named}."]
 
 
 def _ontology_sentences(ontology: dict[str, list[str]] | None) -> list[str]:

@@ -39,11 +39,12 @@ class Table(NamedTuple):
     details: dict  # everything else that JSON should hold
     # other files of the directory by name: their texts, or what writes them to a path
     beside: Mapping[str, str | Callable[[Path], None]] = MappingProxyType({})
-    metric: str | None = None  # the field of the rows that forest.png shows; None: no such picture
+    metric: str | None = None  # the field of the rows that matters most and that forest.png shows; None: no such picture
 
     def record(self) -> dict:
         """The whole table as JSON-able values."""
-        return {"title": self.title, "rows": self.rows, "sentences": self.sentences, **self.details}
+        metric = {} if self.metric is None else {"metric": self.metric}
+        return {"title": self.title, **metric, "rows": self.rows, "sentences": self.sentences, **self.details}
 
     def markdown(self) -> str:
         """Title, table and sentences in Markdown."""

@@ -26,8 +26,8 @@ def compare_over_sets(scores: dict[str, dict[Method, float]], kinds: dict[Method
 
     Returns
     -------
-    For each pair: model, probe, baseline, baseline_probe (None for the best), data_sets that have both, better (in how many the
-    model is), median_difference (model − baseline), p (two-sided; None with fewer than FEWEST differences other than 0).
+    For each pair: model, probe, baseline, baseline_probe (None for the best), data_sets that have both, better (in how many
+    the model is), median_difference (model − baseline), p (two-sided; None with fewer than FEWEST differences other than 0).
     """
     models = [method for method, kind in kinds.items() if kind == "model"]
     baselines = [method for method, kind in kinds.items() if kind == "baseline"]
