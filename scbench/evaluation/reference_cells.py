@@ -6,6 +6,7 @@ from pathlib import Path
 
 import anndata
 
+from scbench.config import Values
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.data.sources.reference_pt import REFERENCE_VOCABULARY, ReferencePtSource, is_reference_pt
 from scbench.errors import UserError
@@ -16,21 +17,26 @@ from scbench.models.model import ExpressionModel
 @contextlib.contextmanager
 def labelled_source(
     model: ExpressionModel, source: AnnDataSource | anndata.AnnData | Path | str, label: str | None, *,
-    layer: str | None = None, genes_column: str | None = None,
+    layer: str | None = None, genes_column: str | None = None, values: Values = "counts",
 ) -> Iterator[tuple[AnnDataSource | ReferencePtSource, str]]:
-    """The opened source and the name of its label. UserError if it can't be read, or if no label is given or implied."""
+    """The opened source and the name of its label. UserError if it can't be read, or if no label is given or implied.
+
+    `values`: as in `embed.opened`; those of a .pt file are always as_is.
+    """
     if is_reference_pt(source):
         opened = open_reference_pt(source, model)
         for option, value in [("--layer", layer), ("--genes-column", genes_column)]:
             if value is not None:
                 raise UserError(f"{option} goes with AnnData, not with the token ids of {opened.name}: leave it out.")
+        if values not in ("counts", opened.values):
+            raise UserError(f"the values of {opened.name} are taken as they are, not as {values}: leave --values out.")
         if label is None and len(opened.obs.columns) > 1:
             raise UserError(f"{opened.name} holds {' and '.join(opened.obs.columns)}: say with --label which to predict.")
         yield opened, label or opened.obs.columns[0]
         return
     if label is None:
         raise UserError("--label is missing: say which column of obs the benchmark should predict.")
-    with embed.opened(source, layer=layer, genes_column=genes_column) as opened:
+    with embed.opened(source, layer=layer, genes_column=genes_column, values=values) as opened:
         yield opened, label
 
 
