@@ -27,7 +27,7 @@ class Profiles(NamedTuple):
     source: str
     row: dict[tuple[int, int, str, str, str], int]  # KEY and the study ("" if the file has no such column) → row of `values`
     gene: dict[str, int]  # → column of `values`
-    values: np.ndarray  # float32 [rows, genes]
+    values: np.ndarray  # float64 [rows, genes]
     by_study: bool  # whether the file has a column of studies
 
     def of(
@@ -42,7 +42,7 @@ class Profiles(NamedTuple):
         if lacking:
             raise UserError(f"{self.source} predicts nothing for {len(lacking):,} of the {len(genes):,} genes to score "
                             f"({lacking[0]}, say): name its var as the benchmark's file does, and give all its genes.")
-        return self.values[self.row[wanted], [self.gene[gene] for gene in genes]].astype(np.float64)
+        return self.values[self.row[wanted], [self.gene[gene] for gene in genes]]
 
 
 class ExternalPredictions:
@@ -141,7 +141,7 @@ class ExternalPredictions:
         if names.has_duplicates:
             raise UserError(f"{self._path} has the gene {names[names.duplicated()][0]} twice: give each gene once.")
         gene = {str(name): place for place, name in enumerate(names)}
-        return Profiles(self._path.name, row, gene, values.astype(np.float32), by_study)
+        return Profiles(self._path.name, row, gene, values.astype(np.float64), by_study)
 
     def _whole(self, column: str) -> list[int]:
         numbers = pd.to_numeric(self.obs[column], errors="coerce").to_numpy(dtype=np.float64)

@@ -143,6 +143,11 @@ class AnnDataSource:
         return identify(self._var.index, self._var, self._genes_column, self.name)
 
     @property
+    def gene_names(self) -> list[str]:
+        """What var calls the genes: its index."""
+        return [str(name) for name in self._var.index]
+
+    @property
     def by_columns(self) -> bool:
         """Whether the counts are stored by columns, so that reading rows here and there takes passes over all of them."""
         return isinstance(self._matrix, CSCMatrix)

@@ -7,47 +7,64 @@ mixed: each study is split and fitted alone.
 """
 
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import anndata
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from scbench import __version__
-from scbench.config import PerturbationConfig
+from scbench.config import PerturbationConfig, Values
 from scbench.config.perturbation import check_predictor
-from scbench.data.cells import content_hash, take, to_tokens
-from scbench.data.gene_identity import GeneMap, map_genes
-from scbench.data.gene_table import gene_table
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.errors import UserError
-from scbench.evaluation import embed, leakage
-from scbench.evaluation.labelled_cells import NOT_CHECKABLE, TRANSDUCTIVE, UNSEEN
-from scbench.evaluation.perturbation import features, pooled, report
-from scbench.evaluation.perturbation.cells import (
-    NAMED,
-    PerturbedCells,
-    Reading,
-    labels_of,
-    read_perturbed_cells,
+from scbench.evaluation import embed, external
+from scbench.evaluation.labelled_cells import TRANSDUCTIVE, UNSEEN
+from scbench.evaluation.perturbation import pooled, report
+from scbench.evaluation.perturbation.cells import PerturbedCells, Reading, name_cells, read_perturbed_cells
+from scbench.evaluation.perturbation.changes import group_means
+from scbench.evaluation.perturbation.entrants import (
+    Entrant,
+    Model,
+    Vectors,
+    embed_controls,
+    entrants_of,
+    gene_names,
+    guard,
+    random_name,
+    read_vectors,
+    rivals_of,
 )
-from scbench.evaluation.perturbation.fold import CONTEXTS, MODEL, RIDGE, UNTRAINED, Knowledge, predict_fold, prepare_fold
-from scbench.evaluation.perturbation.names import targets_of
-from scbench.evaluation.perturbation.scoring import Board, Held, score_fold
-from scbench.evaluation.perturbation.splits import CELLS, PERTURBATION, halves, make_folds, why_not
+from scbench.evaluation.perturbation.fold import RIDGE, Knowledge, predict_fold, prepare_fold
+from scbench.evaluation.perturbation.predictions import SavedProfiles, changes_of, read_profiles
+from scbench.evaluation.perturbation.scoring import Board, score_fold
+from scbench.evaluation.perturbation.splits import CELLS, PERTURBATION, UNITS, draw_split, halves, make_folds, why_not
+from scbench.evaluation.predictions_files import Profiles
 from scbench.evaluation.progress import progress_bar
+from scbench.evaluation.reference_cells import described, values_sentences
 from scbench.evaluation.report import Table, screen
+from scbench.evaluation.split_files import Split, read_split, unique_ids
 from scbench.files import refuse_existing
-from scbench.kernels import random
-from scbench.models.model import ExpressionModel
 
-_UNTRAINED = 17  # what a key of Stream.EVALUATION decides
 SMALL = 10_000  # cells; below, threads mostly wait for each other
+TASK = "perturbation"
+
+
+class Asked(NamedTuple):
+    """Who is asked on which split."""
+
+    entrants: list[Entrant]
+    known: Knowledge
+    profiles: dict[str, Profiles]  # of members that bring predictions
+    split: Split
+    genes: np.ndarray  # str objects, the names of the file's genes
 
 
 def benchmark_perturbation(
-    model: ExpressionModel,
+    models: Mapping[str, Sequence[Model]] | Model,
     source: AnnDataSource | anndata.AnnData | Path | str,
     perturbation_column: str,
     control: str,
@@ -57,6 +74,9 @@ def benchmark_perturbation(
     total_counts_column: str | None = None,
     split: str = PERTURBATION,
     predictor: str = RIDGE,
+    split_file: Split | None = None,
+    save_predictions: bool = False,
+    values: Values = "counts",
     layer: str | None = None,
     genes_column: str | None = None,
     seeds: int = 3,
@@ -66,12 +86,13 @@ def benchmark_perturbation(
     seed: int = 0,
     progress: bool = False,
 ) -> Table:
-    """The table of one model on one set of perturbed cells.
+    """The table of models on one set of perturbed cells: all on the same cells and folds.
 
     Parameters
     ----------
-    model
-        The pretrained model.
+    models
+        A model: one of ours; an ExternalEmbedding, of cells for `context`, of genes by their names for `ridge`; or
+        ExternalPredictions. Or several by name, each with its pretraining seeds, whose mean is the model's row.
     source
         Raw counts of perturbed cells and controls.
     perturbation_column, control
@@ -80,12 +101,19 @@ def benchmark_perturbation(
         Columns of obs. Changes are against the controls of the same context; studies are never mixed (by default the columns
         dataset, study and perturbation_type where they are there).
     total_counts_column
-        Column of obs with each cell's total over its whole profile; by default the sum over the file's genes.
+        Column of obs with each cell's total over its whole profile; by default the sum over the file's genes. For a file of
+        less than 2,000 genes it must be named, or be "panel", for the sum over these.
     split
         unseen-cells, unseen-perturbation (of one target), unseen-combination or unseen-context.
     predictor
-        ridge: from the sum of the targets' gene embeddings; perturbations of targets without a token, or never seen in
-        pretraining, are left out. context: from the contexts whose controls the model embeds alike.
+        ridge: from the sum of the targets' gene embeddings; perturbations of targets that a model has no embedding of, or
+        never saw in pretraining, are left out for all. context: from the contexts whose controls a model embeds alike.
+    split_file
+        Folds to use rather than to draw; their number and repetitions take the place of `folds` and `seeds`.
+    save_predictions
+        Write the models' predicted profiles beside the table, as predictions.h5ad (with several members one file each).
+    values
+        What the source holds (see `scbench.evaluation.embed.opened`).
     layer, genes_column
         As in `scbench.embed`.
     seeds, folds
@@ -93,102 +121,102 @@ def benchmark_perturbation(
     max_overlap, allow_overlap
         As in `benchmark_classification`.
     seed
-        Of folds, halves, bootstrap, gene draws, random vectors and the untrained model.
+        Of folds, halves, bootstrap, gene draws, random vectors and untrained models.
     progress
         Show a progress bar if on a terminal.
 
     Raises
     ------
     UserError
-        If a column, the controls or the targets can't be used, or too little remains to be split.
+        If a column, the controls, the targets or a model can't be used, or too little remains to be split.
     """
     check_predictor(predictor, split, context)
-    with embed.opened(source, layer=layer, genes_column=genes_column) as opened:
-        gene_map = map_genes(opened.identity, model.vocabulary, opened.name)
-        genes = _gene_names(opened, model)
-        targets = sorted({
-            target for name in set(labels_of(opened, perturbation_column, "--perturbation-column")) - {None}
-            for target in targets_of(name, control, genes)
-        })
-        tokens = features.target_tokens(model, targets) if targets else {}
-        trained = features.trained_tokens(model)
-        refusals = _refusals(targets, tokens, trained) if predictor == RIDGE else {}
-        refused = {target for names in refusals.values() for target in names}
-        if predictor == RIDGE and targets and refused == set(targets):
-            raise UserError(
-                f"{opened.name}: none of the {len(targets)} targets ({', '.join(targets[:NAMED])}) is a gene that the model "
-                "was trained on, which ridge needs: choose another model or file, or --predictor context."
-            )
-        with progress_bar("checking the counts", opened.n_cells, progress) as advance:
-            matching = embed.match_counts(opened, gene_map, advance)
-        found = leakage.find_seen_cells(model, opened, progress=progress)
-        if not allow_overlap and found.seen.mean() > max_overlap:
-            raise UserError(
-                f"{opened.name}: the model was trained or validated on {found.seen.sum():,} of its {opened.n_cells:,} cells, "
-                f"and {max_overlap:.1%} are allowed: give other cells, --max-overlap 1 to leave these out, or --allow-overlap "
-                "to keep them."
-            )
+    entrants = entrants_of(models)
+    if split_file is not None:
+        split_file.check(TASK, perturbation_column, UNITS[split])
+        folds, seeds = split_file.folds, split_file.repetitions
+    with embed.opened(source, layer=layer, genes_column=genes_column, values=values) as opened:
+        genes = gene_names(opened, entrants)
+        named = name_cells(opened, perturbation_column, control, context=context, study=study, genes=genes)
+        vectors = Vectors({}, {}, True)
+        if predictor == RIDGE:
+            vectors = read_vectors(entrants, named.all_targets(), opened.name)
+        refused = {target for names in vectors.refusals.values() for target in names}
+        guarded = guard(entrants, opened, max_overlap, allow_overlap, progress)
         reading = read_perturbed_cells(
-            opened, perturbation_column, control, context=context, study=study, total_counts_column=total_counts_column,
-            genes=genes, refused=refused, seen=None if allow_overlap else found.seen,
+            opened, named, total_counts_column=total_counts_column, refused=refused,
+            seen=None if allow_overlap else guarded.seen,
         )
         studies, unsplit = _splittable(reading, split, folds, opened.name)
-        embedded = _embed_controls(model, opened, gene_map, studies, seed, progress) if predictor == CONTEXTS else {}
+        if split_file is None:
+            split_file = draw_split(named, split, folds, seeds, seed, dataset=opened.name, column=perturbation_column)
+        embedded = {}
+        if predictor != RIDGE:
+            controls = np.sort(np.concatenate([cells.rows[cells.controls] for cells in studies]))
+            embedded = embed_controls(entrants, opened, guarded.gene_maps, controls, seed, progress)
         used = {perturbation_column, *context, *(study or ()), total_counts_column or ""}
         caught = [one for cells in studies if (one := pooled.unmatched(cells, opened.obs, used))]
-        name, place = opened.name, {"name": opened.name, "layer": opened.layer, "recovered_counts": opened.recovered}
-    vectors = features.gene_embeddings(model, tokens) if predictor == RIDGE else {}
-    known = Knowledge(predictor, vectors, embedded, seed)
-    board, chosen = _run(studies, known, split, folds, seeds, progress)
-    overlap = TRANSDUCTIVE if allow_overlap else UNSEEN if found.checked else NOT_CHECKABLE
-    common = {
-        "dataset": name, "perturbation_column": perturbation_column, "protocol": split, "overlap": overlap, "seeds": seeds,
-        "folds": folds, "cells": sum(int((cells.pair >= 0).sum()) for cells in studies),
+        place, said_of_values = described(opened), values_sentences(opened)
+        names = unique_ids(opened.gene_names)
+    widths = {name: len(next(iter(one.values()))) for name, one in vectors.by_member.items() if one}
+    rivals = {entrant.name: rivals_of(entrant, predictor, widths) for entrant in entrants}
+    randoms = {random_name(width, widths.values()): width for width in widths.values()}
+    profiles = {
+        name: read_profiles(model, split_file, control, genes) for entrant in entrants if entrant.predicts
+        for name, model in entrant.members
     }
+    asked = Asked(entrants, Knowledge(predictor, vectors.by_member, randoms, embedded, seed), profiles, split_file, names)
+    saved = {
+        member.name: SavedProfiles(member.name, split_file, control, names) for entrant in entrants
+        for member in entrant.members if save_predictions
+    }
+    board, chosen = _run(studies, asked, saved, progress)
+    common = {
+        "dataset": place["name"], "perturbation_column": perturbation_column, "protocol": split, "values": place["values"],
+        "totals": reading.totals, "seeds": split_file.repetitions, "folds": split_file.folds,
+        "cells": sum(int((cells.pair >= 0).sum()) for cells in studies),
+    }
+    rows = report.rows(board, entrants, rivals, predictor, common, guarded.overlap, TRANSDUCTIVE if allow_overlap else UNSEEN)
     pooled_scores = [score for cells in studies if (score := pooled.across_contexts(cells)) is not None]
     said = [
-        *report.sentences(board, predictor),
+        *report.sentences(board, entrants, rivals),
         *report.reading_sentences(reading, studies, unsplit, pooled_scores, caught),
-        *(report.target_sentences(studies, refusals, checkable=trained is not None) if predictor == RIDGE else []),
+        *(report.target_sentences(studies, vectors) if predictor == RIDGE else []),
+        *said_of_values,
     ]
+    targets = {target for cells in studies for one in cells.perturbations for target in one}
     details = {
-        "protocol": report.protocol(predictor, split, folds, seeds),
+        "protocol": report.protocol(predictor, split, split_file),
         "source": place,
-        "model": {"fingerprint": embed.fingerprint(model), "provenance": model.provenance},
+        "models": {
+            entrant.name: [guarded.details[name] | report.values_of(board, name) for name, _ in entrant.members]
+            for entrant in entrants
+        },
+        "split_sha256": split_file.digest,
         "cells": reading.counted, "left_out": reading.left_out | ({"not split": unsplit} if unsplit else {}),
-        "targets": {"all": len(targets), "without a token": len(targets) - len(tokens), "refused": refusals,
+        "targets": {"all": len(named.all_targets()), "used": len(targets), "refused": vectors.refusals,
                     "measured": sum(bool(studies[0].target_columns.get(target)) for target in targets)},
-        "totals": reading.totals,
         "pooled_controls": pooled_scores, "unmatched_controls": [one._asdict() for one in caught],
         "chosen": chosen,
-        "differences": report.differences(board, predictor),
-        "gene_matching": matching,
-        "seen": found.counts(),
+        "differences": report.differences(board, entrants, rivals),
+        "comparisons": report.comparisons(board, entrants, rivals),
         "seed": seed,
         "versions": {
             "scbench": __version__, "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "anndata")},
         },
     }
-    title = f"Change by {perturbation_column} in {name}, {split}"
-    return Table(title, report.rows(board, predictor, common), report.COLUMNS, said, details)
+    beside = {"split.json": split_file.write, **_files(saved)}
+    title = f"Change by {perturbation_column} in {place['name']}, {split}"
+    return Table(title, rows, report.COLUMNS, said, details, beside, report.MAIN)
 
 
-def _gene_names(source: AnnDataSource, model: ExpressionModel) -> set[str]:
-    """All that may be the name of a gene: the file's, the vocabulary's, the gene table's."""
-    organism = "mouse" if source.identity.organism == "mouse" else "human"
-    own = {name for names in (source.identity.ids, source.identity.symbols) for name in names if name}
-    return own | set(model.vocabulary.tokens) | set(gene_table(organism).names)
-
-
-def _refusals(targets: list[str], tokens: dict[str, int], trained: np.ndarray | None) -> dict[str, list[str]]:
-    """The targets that ridge refuses, by reason."""
-    found = {
-        "no token": [target for target in targets if target not in tokens],
-        "never seen in training": [target for target in targets if trained is not None and target in tokens
-                                   and not trained[tokens[target]]],
-    }
-    return {reason: names for reason, names in found.items() if names}
+def _files(saved: dict[str, SavedProfiles]) -> dict:
+    """What writes the predictions, by the file's name."""
+    if len(saved) == 1:
+        return {"predictions.h5ad": next(iter(saved.values())).write}
+    plain = {name: "".join(letter if letter.isalnum() else "_" for letter in name) for name in saved}
+    return {f"predictions.{number}.{plain[name]}.h5ad": one.write for number, (name, one) in enumerate(saved.items(), 1)}
 
 
 def _splittable(reading: Reading, split: str, folds: int, name: str) -> tuple[list[PerturbedCells], list[str]]:
@@ -202,63 +230,75 @@ def _splittable(reading: Reading, split: str, folds: int, name: str) -> tuple[li
     return studies, unsplit
 
 
-def _embed_controls(
-    model: ExpressionModel, source: AnnDataSource, gene_map: GeneMap, studies: list[PerturbedCells], seed: int, progress: bool
-) -> dict[str, np.ndarray]:
-    """Embeddings of all controls by the model and an untrained one, float32 [cells of the file, D], 0 elsewhere."""
-    rows = np.sort(np.concatenate([cells.rows[cells.controls] for cells in studies]))
-    untrained = ExpressionModel(model.config, model.vocabulary, random.key(seed, random.Stream.EVALUATION, _UNTRAINED) >> 1)
-    networks = {MODEL: model, UNTRAINED: untrained.to(embed.device_of(model))}
-    found = {name: np.zeros((source.n_cells, model.config.width), dtype=np.float32) for name in networks}
-    with progress_bar("embedding controls", source.n_cells, progress) as advance:
-        for start, read in embed.chunks(source):
-            last = start + len(read.offsets) - 1
-            mine = rows[(rows >= start) & (rows < last)]
-            if len(mine):
-                cells = take(to_tokens(read, gene_map), mine - start)
-                hashes = content_hash(cells.genes, cells.counts, cells.offsets)
-                for name, network in networks.items():
-                    found[name][mine] = embed.encode(network, cells, hashes, seed=seed)
-            advance(last - start)
-    return found
-
-
 def _run(
-    studies: list[PerturbedCells], known: Knowledge, split: str, folds: int, seeds: int, progress: bool
+    studies: list[PerturbedCells], asked: Asked, saved: dict[str, SavedProfiles], progress: bool
 ) -> tuple[Board, list[dict]]:
     """Scores of every method in every fold, and what was chosen on validation."""
-    board, chosen = Board(split, known.seed), []
+    split, known = asked.split, asked.known
+    board, chosen = Board(split.protocol, known.seed), []
     n = sum(len(cells.pair) for cells in studies)
-    with threadpool_limits(1 if n < SMALL else None), progress_bar("perturbation", seeds * len(studies), progress) as advance:
-        for repetition in range(seeds):
-            for number, cells in enumerate(studies):
-                scored = halves(np.where(cells.controls, cells.context, -1), cells.hashes, known.seed, repetition)
-                for place, fold in enumerate(make_folds(cells, split, folds, known.seed, repetition)):
-                    held: Held = prepare_fold(cells, fold, scored)
-                    predictions, strengths = predict_fold(held, known, split, repetition)
-                    chosen.append({"study": cells.study, "repetition": repetition, "fold": place} | {
-                        name: "mean" if np.isinf(strength) else strength for name, strength in strengths.items()
-                    })
-                    for pair, stratum, scores in score_fold(held, predictions, split == CELLS, known.seed):
-                        apart = {(MODEL, name): scores[MODEL] - values for name, values in scores.items() if name != MODEL}
-                        board.add(number, cells, pair, stratum, scores | apart)
-                advance(1)
+    rounds = [(repetition, number) for repetition in range(split.repetitions) for number in range(len(studies))]
+    with threadpool_limits(1 if n < SMALL else None), progress_bar("perturbation", len(rounds), progress) as advance:
+        for repetition, number in rounds:
+            cells = studies[number]
+            scored = halves(np.where(cells.controls, cells.context, -1), cells.hashes, known.seed, repetition)
+            everywhere = None
+            if saved:
+                everywhere = group_means(
+                    cells.values, np.where(cells.controls & ~scored, cells.context, -1), len(cells.contexts)
+                )
+            for fold in make_folds(cells, split, known.seed, repetition):
+                held = prepare_fold(cells, fold, scored)
+                predictions, strengths = predict_fold(held, known, split.protocol, repetition)
+                for name, profiles in asked.profiles.items():
+                    predictions[name] = changes_of(profiles, held, repetition, asked.genes)
+                for name, one in saved.items():
+                    one.add(held, repetition, predictions[name], everywhere)
+                chosen.append({"study": cells.study, "repetition": repetition, "fold": fold.number} | {
+                    name: "mean" if np.isinf(strength) else strength for name, strength in strengths.items()
+                })
+                for pair, stratum, scores in score_fold(held, predictions, split.protocol == CELLS, known.seed):
+                    board.add(number, cells, pair, stratum, _with_models(scores, asked.entrants))
+            advance(1)
     return board, chosen
+
+
+def _with_models(scores: dict[str, np.ndarray], entrants: list[Entrant]) -> dict:
+    """Scores of a pair with those of each model, the mean over its pretraining seeds, and how far it is from all others."""
+    means = {entrant.name: np.mean([scores[name] for name, _ in entrant.members], axis=0) for entrant in entrants}
+    everything = scores | means
+    apart = {
+        (entrant.name, name): everything[entrant.name] - values for entrant in entrants for name, values in everything.items()
+        if name != entrant.name and name not in {member.name for member in entrant.members}
+    }
+    return everything | apart
 
 
 def run_perturbation(config: PerturbationConfig) -> dict:
     """`scbench benchmark perturbation`: write the table to --output, show it, return it as JSON-able values."""
     refuse_existing(config.output)
-    model = embed.load_model(config.model)
-    table = benchmark_perturbation(
-        model, config.input, config.perturbation_column, config.control, context=config.context, study=config.study,
-        total_counts_column=config.total_counts_column, split=config.split, predictor=config.predictor, layer=config.layer,
-        genes_column=config.genes_column, seeds=config.seeds, folds=config.folds, max_overlap=config.max_overlap,
-        allow_overlap=config.allow_overlap, seed=config.seed, progress=not config.json,
-    )
+    model = external.open_model(config.model)
+    options = {
+        "layer": config.layer, "genes_column": config.genes_column, "values": config.values,
+        "max_overlap": config.max_overlap, "allow_overlap": config.allow_overlap, "seed": config.seed,
+        "progress": not config.json,
+    }
+    if config.protocol == "aaai2025":
+        from scbench.evaluation.aaai2025_perturbation import benchmark_prompts_of  # it stands on this folder
+
+        table = benchmark_prompts_of(
+            model, config.input, config.perturbation_column, config.control, unseen=config.unseen, **options
+        )
+    else:
+        table = benchmark_perturbation(
+            model, config.input, config.perturbation_column, config.control, context=config.context, study=config.study,
+            total_counts_column=config.total_counts_column, split=config.split, predictor=config.predictor,
+            split_file=None if config.split_file is None else read_split(config.split_file),
+            save_predictions=config.save_predictions, seeds=config.seeds, folds=config.folds, **options,
+        )
     table.write(config.output)
     if not config.json:
         console = screen()
         table.show(console)
-        console.print(f"Written to {config.output}: results.json, results.csv, results.md")
+        console.print(f"Written to {config.output}: results.json, results.csv, results.md and what goes with them")
     return table.record()

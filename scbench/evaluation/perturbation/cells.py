@@ -1,6 +1,6 @@
 """The cells of a perturbation benchmark: perturbed ones and the controls of their own context."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +13,27 @@ from scbench.errors import UserError
 from scbench.evaluation.labelled_cells import take_counts
 from scbench.evaluation.labels import read_labels
 from scbench.evaluation.perturbation.names import targets_of
+from scbench.evaluation.split_files import unique_ids
 
 STUDY_COLUMNS = ("dataset", "study", "perturbation_type")  # where a file has them and nobody says otherwise
 SMALLEST = 20  # cells of a perturbation in a context, and controls of a context; smaller ones are left out
-PANEL = 2000  # genes: a file with fewer may be a cut of a profile
+SMALL_PANEL, PANEL = 2000, "panel"  # genes: the sum over fewer is no cell's total, unless a user says this word
+WHOLE_PROFILE = "whole profile"
 UNIT = 1e4  # counts that every cell is scaled to
 NAMED = 10  # names in a message
+
+
+class NamedCells(NamedTuple):
+    """What obs says of each cell of a file, before any is left out: object arrays [cells], None where something is missing."""
+
+    targets: np.ndarray  # tuples of str; () for a control
+    contexts: np.ndarray  # str, '' where nobody names one
+    studies: np.ndarray  # str, '' if the file has one only
+    ids: np.ndarray  # str, distinct
+
+    def all_targets(self) -> list[str]:
+        """Every target, ascending."""
+        return sorted({target for one in set(self.targets) - {None} for target in one})
 
 
 class PerturbedCells(NamedTuple):
@@ -29,6 +44,7 @@ class PerturbedCells(NamedTuple):
     pair: np.ndarray  # int64 [cells], −1: a control
     context: np.ndarray  # int64 [cells]
     rows: np.ndarray  # int64 [cells], rows of the file
+    ids: np.ndarray  # object [cells], distinct names of the cells
     perturbations: list[tuple[str, ...]]  # the targets of each
     contexts: list[str]
     pair_perturbation: np.ndarray  # int64 [pairs]
@@ -52,15 +68,14 @@ class Reading(NamedTuple):
     studies: list[PerturbedCells]
     left_out: dict[str, list[str]]  # reason → names
     counted: dict[str, int]  # cells used, and removed for which reason
-    totals: str  # where the totals come from
+    totals: str  # where the totals come from: WHOLE_PROFILE, PANEL or a column
 
 
-def read_perturbed_cells(
+def name_cells(
     source: AnnDataSource, column: str, control: str, *, context: tuple[str, ...] = (), study: tuple[str, ...] | None = None,
-    total_counts_column: str | None = None, genes: Container[str] = frozenset(), refused: Container[str] = frozenset(),
-    seen: np.ndarray | None = None,
-) -> Reading:
-    """Read perturbed cells and controls.
+    genes: Container[str] = frozenset(),
+) -> NamedCells:
+    """Read the names of perturbations, contexts and studies.
 
     Parameters
     ----------
@@ -70,43 +85,67 @@ def read_perturbed_cells(
         The column of obs that names the perturbations, and what it calls controls.
     context, study
         Columns of obs: controls are matched by the former; the latter are never mixed (by default the STUDY_COLUMNS there).
-    total_counts_column
-        Column of obs with each cell's total over its whole profile; by default the sum over the file's genes.
     genes
         Names that are genes (see `targets_of`).
-    refused
-        Targets whose perturbations are left out.
-    seen
-        bool [cells of the source], cells to leave out because the model has seen them.
 
     Raises
     ------
     UserError
-        If a column is missing or useless, there are no controls, or too few cells remain.
+        If a column is missing or useless, or there are no controls.
     """
     names = labels_of(source, column, "--perturbation-column")
     parsed = {name: targets_of(name, control, genes) for name in set(names) - {None}}
     study = tuple(name for name in STUDY_COLUMNS if name in source.obs.columns) if study is None else study
-    contexts = _joined(source, context, "--context")
-    studies = _joined(source, study, "--study")
     if not any(targets == () for targets in parsed.values()):
         known = ", ".join(sorted(parsed)[:NAMED])
         raise UserError(f"{source.name}: no cell is called {control!r} in {column!r}: choose --control among {known} …")
-    totals = _totals(source, total_counts_column)
+    targets = np.empty(len(names), dtype=object)
+    targets[:] = [parsed.get(name) for name in names]
+    contexts, studies = _joined(source, context, "--context"), _joined(source, study, "--study")
+    return NamedCells(targets, contexts, studies, unique_ids(source.obs_names))
+
+
+def read_perturbed_cells(
+    source: AnnDataSource, named: NamedCells, *, total_counts_column: str | None = None,
+    refused: Container[str] = frozenset(), seen: np.ndarray | None = None,
+) -> Reading:
+    """Read perturbed cells and controls.
+
+    Parameters
+    ----------
+    source
+        Raw counts.
+    named
+        What its cells are.
+    total_counts_column
+        Column of obs with each cell's total over its whole profile; by default the sum over the file's genes, which a file of
+        less than SMALL_PANEL genes must be given as PANEL.
+    refused
+        Targets whose perturbations are left out.
+    seen
+        bool [cells of the source], cells to leave out because a model has seen them.
+
+    Raises
+    ------
+    UserError
+        If the totals are missing or wrong, or too few cells remain.
+    """
+    totals, where = _totals(source, total_counts_column)
+    targets, contexts, studies = named.targets, named.contexts, named.studies
     have = {
-        "without a perturbation's name": np.array([name is None for name in names]),
+        "without a perturbation's name": np.array([one is None for one in targets]),
         "without a context or study": np.array([a is None or b is None for a, b in zip(contexts, studies, strict=True)]),
-        "without counts": np.zeros(len(names), dtype=bool) if totals is None else totals <= 0,
-        "seen by the model": np.zeros(len(names), dtype=bool) if seen is None else seen,
-        "of refused targets": np.array([any(target in refused for target in parsed.get(name) or ()) for name in names]),
+        "without counts": np.zeros(len(targets), dtype=bool) if totals is None else totals <= 0,
+        "seen by the model": np.zeros(len(targets), dtype=bool) if seen is None else seen,
+        "of refused targets": np.array([any(target in refused for target in one or ()) for one in targets]),
     }
-    keep, counted = np.ones(len(names), dtype=bool), {"total": len(names)}
+    keep, counted = np.ones(len(targets), dtype=bool), {"total": len(targets)}
     for reason, gone in have.items():
         counted[reason] = int((keep & gone).sum())
         keep &= ~gone
     rows = np.flatnonzero(keep)
     if not len(rows):
-        raise UserError(f"{source.name}: no cell is left of {len(names):,}: {_reasons(counted)}.")
+        raise UserError(f"{source.name}: no cell is left of {len(targets):,}: {_reasons(counted)}.")
     counts = take_counts(source, rows)
     sums = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     totals = sums if totals is None else totals[rows]
@@ -117,14 +156,12 @@ def read_perturbed_cells(
         )
     values = _scaled(counts, totals)
     hashes = content_hash(counts.indices, counts.data, counts.indptr)
-    target_columns = _target_columns(source, {target for targets in parsed.values() for target in targets})
+    target_columns = _target_columns(source, set(named.all_targets()))
     left_out: dict[str, list[str]] = {"small": [], "no controls": []}
     found = []
     for name in sorted(set(studies[rows])):
         inside = np.flatnonzero(studies[rows] == name)
-        targets = [parsed[names[row]] for row in rows[inside]]
-        one = _one_study(values[inside], hashes[inside], targets, contexts[rows[inside]], rows[inside], target_columns, name,
-                         left_out)
+        one = _one_study(values[inside], hashes[inside], named, rows[inside], target_columns, name, left_out)
         found += [one] if one is not None else []
     if not found:
         raise UserError(
@@ -134,7 +171,6 @@ def read_perturbed_cells(
     counted["in small groups"] = len(rows) - sum(len(one.pair) for one in found)
     counted["perturbed"] = int(sum((one.pair >= 0).sum() for one in found))
     counted["controls"] = int(sum((one.pair < 0).sum() for one in found))
-    where = f"column {total_counts_column}" if total_counts_column else f"the file's {values.shape[1]:,} genes"
     return Reading(found, {reason: sorted(set(names)) for reason, names in left_out.items() if names}, counted, where)
 
 
@@ -154,16 +190,23 @@ def _joined(source: AnnDataSource, columns: tuple[str, ...], option: str) -> np.
     return joined
 
 
-def _totals(source: AnnDataSource, column: str | None) -> np.ndarray | None:
-    if column is None:
-        return None
+def _totals(source: AnnDataSource, column: str | None) -> tuple[np.ndarray | None, str]:
+    """Each cell's total, float64 [cells], or None for the sum over the file's genes; and where they come from."""
+    genes = len(source.identity.ids)
+    if column is None or (column == PANEL and column not in source.obs.columns):
+        if column is None and genes < SMALL_PANEL:
+            raise UserError(
+                f"{source.name} has {genes:,} genes only, whose sum is no cell's total: name the column of obs with totals of "
+                f"whole profiles as --total-counts-column, or, if there is none, give --total-counts-column {PANEL}."
+            )
+        return None, WHOLE_PROFILE if genes >= SMALL_PANEL else PANEL
     if column not in source.obs.columns:
         known = ", ".join(map(str, source.obs.columns)) or "none"
         raise UserError(f"{source.name} has no column {column!r} in obs: choose --total-counts-column among {known}.")
     totals = pd.to_numeric(source.obs[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     if not np.isfinite(totals).all():
         raise UserError(f"column {column!r} of {source.name} holds values that are no totals: give one with numbers.")
-    return totals
+    return totals, f"column {column}"
 
 
 def _scaled(counts: scipy.sparse.csr_matrix, totals: np.ndarray) -> scipy.sparse.csr_matrix:
@@ -183,20 +226,14 @@ def _target_columns(source: AnnDataSource, targets: set[str]) -> dict[str, list[
 
 
 def _one_study(
-    values: scipy.sparse.csr_matrix, hashes: np.ndarray, targets: list[tuple[str, ...]], contexts: np.ndarray,
-    rows: np.ndarray, target_columns: dict[str, list[int]], study: str, left_out: dict[str, list[str]],
+    values: scipy.sparse.csr_matrix, hashes: np.ndarray, named: NamedCells, rows: np.ndarray,
+    target_columns: dict[str, list[int]], study: str, left_out: dict[str, list[str]],
 ) -> PerturbedCells | None:
     """Cells of groups that are large enough; None if no pair is."""
-    frame = pd.DataFrame({"targets": targets, "context": contexts})
-    sizes = frame.value_counts(sort=False)
-    with_controls = {
-        context for context in set(contexts) if sizes.get(((), context), 0) >= SMALLEST
-    }
-    left_out["no controls"] += [context or study or "the file" for context in set(contexts) - with_controls]
-    pairs = sorted(pair for pair, size in sizes.items() if pair[0] and pair[1] in with_controls and size >= SMALLEST)
-    left_out["small"] += [
-        _called(*pair) for pair, size in sizes.items() if pair[0] and pair[1] in with_controls and size < SMALLEST
-    ]
+    targets, contexts = named.targets[rows], named.contexts[rows]
+    pairs, small, without_controls = large_pairs(targets, contexts)
+    left_out["no controls"] += [context or study or "the file" for context in without_controls]
+    left_out["small"] += [_called(*pair) for pair in small]
     if not pairs:
         return None
     perturbations, used = sorted({pair[0] for pair in pairs}), sorted({pair[1] for pair in pairs})
@@ -206,9 +243,25 @@ def _one_study(
     order = {context: place for place, context in enumerate(used)}
     return PerturbedCells(
         values=values[keep], hashes=hashes[keep], pair=place[keep],
-        context=np.array([order[context] for context in contexts[keep]]), rows=rows[keep], perturbations=perturbations,
-        contexts=used, pair_perturbation=np.array([perturbations.index(pair[0]) for pair in pairs]),
+        context=np.array([order[context] for context in contexts[keep]]), rows=rows[keep], ids=named.ids[rows[keep]],
+        perturbations=perturbations, contexts=used,
+        pair_perturbation=np.array([perturbations.index(pair[0]) for pair in pairs]),
         pair_context=np.array([order[pair[1]] for pair in pairs]), target_columns=target_columns, study=study,
+    )
+
+
+Pair = tuple[tuple[str, ...], str]  # targets and context
+
+
+def large_pairs(targets: Sequence[tuple[str, ...]], contexts: Sequence[str]) -> tuple[list[Pair], list[Pair], list[str]]:
+    """Pairs of a study with SMALLEST cells in contexts with SMALLEST controls, ascending; smaller ones; other contexts."""
+    sizes = pd.DataFrame({"targets": targets, "context": contexts}).value_counts(sort=False)
+    with_controls = {context for context in set(contexts) if sizes.get(((), context), 0) >= SMALLEST}
+    found = {pair: size for pair, size in sizes.items() if pair[0] and pair[1] in with_controls}
+    return (
+        sorted(pair for pair, size in found.items() if size >= SMALLEST),
+        sorted(pair for pair, size in found.items() if size < SMALLEST),
+        sorted(set(contexts) - with_controls),
     )
 
 

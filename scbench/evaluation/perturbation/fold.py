@@ -20,15 +20,15 @@ MODEL, UNTRAINED, LOADINGS, PCA_CENTROIDS, RANDOM = (
 NO_CHANGE, TRAIN_MEAN, OWN_MEAN, MATCHING_MEAN, ADDITIVE = (
     "no change", "train mean", "own training mean", "matching mean", "additive",
 )
-FITTED = {RIDGE: (MODEL, LOADINGS, RANDOM), CONTEXTS: (MODEL, UNTRAINED, PCA_CENTROIDS)}
 
 
 class Knowledge(NamedTuple):
     """What a benchmark knows beside the cells."""
 
     predictor: str  # RIDGE or CONTEXTS
-    gene_vectors: dict[str, np.ndarray]  # ridge: the model's embedding of each target
-    control_embeddings: dict[str, np.ndarray]  # context: by network, [cells of the file, D], rows of controls filled
+    gene_vectors: dict[str, dict[str, np.ndarray]]  # ridge: by model, the embedding of each target
+    random_widths: dict[str, int]  # ridge: by what random vectors are called, their width
+    control_embeddings: dict[str, np.ndarray]  # context: by model, [cells of the file, D], rows of controls filled
     seed: int
 
 
@@ -102,10 +102,10 @@ def _features(held: Held, known: Knowledge, repetition: int) -> dict[str, np.nda
     columns = columns.astype(np.int64)
     places = {target: np.searchsorted(columns, cells.target_columns.get(target, [])).tolist() for target in targets}
     loadings = features.gene_loadings(cells.values[cells.controls | held.fold.train][:, columns], places)
-    width = len(next(iter(known.gene_vectors.values())))
-    drawn = features.random_vectors(targets, width, known.seed + repetition)
-    return {MODEL: features.summed(cells, known.gene_vectors), LOADINGS: features.summed(cells, loadings),
-            RANDOM: features.summed(cells, drawn)}
+    drawn = {name: features.random_vectors(targets, width, known.seed + repetition)
+             for name, width in known.random_widths.items()}
+    vectors = known.gene_vectors | {LOADINGS: loadings} | drawn
+    return {name: features.summed(cells, one) for name, one in vectors.items()}
 
 
 def _centroids(held: Held, known: Knowledge) -> dict[str, np.ndarray]:

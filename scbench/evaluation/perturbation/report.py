@@ -3,9 +3,9 @@
 import numpy as np
 
 from scbench.evaluation.perturbation.cells import NAMED, PANEL, SMALLEST, PerturbedCells, Reading
+from scbench.evaluation.perturbation.entrants import PREDICTIONS, Entrant, Vectors
 from scbench.evaluation.perturbation.fold import (
     ADDITIVE,
-    FITTED,
     MATCHING_MEAN,
     MODEL,
     NO_CHANGE,
@@ -18,7 +18,9 @@ from scbench.evaluation.perturbation.scoring import CEILING, METRICS, Board, Key
 from scbench.evaluation.perturbation.splits import ALL, CELLS, COMBINATION, CONTEXT
 from scbench.evaluation.report import Column
 from scbench.evaluation.scores import interval
+from scbench.evaluation.split_files import Split
 
+MAIN = "pearson_control"  # the metric of pictures
 ROUGH = 10  # units under which an interval is called rough
 LOWER_IS_BETTER = {"mse", "mse_top", "energy"}
 BASELINES = (NO_CHANGE, TRAIN_MEAN, OWN_MEAN, MATCHING_MEAN, ADDITIVE)
@@ -28,8 +30,13 @@ TITLES = {
     "pearson_mean_top": "top-20 Pearson, against mean of perturbed", "discrimination": "discrimination",
     "energy": "energy distance",
 }
-SPOKEN = {"mse": "the MSE of the change", "pearson_control": "the Pearson correlation of the change against control",
-          "pearson_mean": "the Pearson correlation of the change against the mean of the perturbed"}
+SPOKEN = {
+    "mse": "the MSE of the change", "pearson_control": "the Pearson correlation of the change against control",
+    "pearson_mean": "the Pearson correlation of the change against the mean of the perturbed",
+    "discrimination": "the discrimination score", "energy": "the energy distance",
+}
+BEATS, LOSES, NEITHER = "beats", "loses to", "is not clearly apart from"
+
 
 class Shown(Column):
     """A metric with its interval, or alone where there are too few units for one."""
@@ -51,29 +58,53 @@ COLUMNS = [
     Column("overlap", ("overlap",)),
 ]
 
+Rivals = dict[str, tuple[str, ...]]  # by the model's name: what predicts as it does, without what it knows
 
-def keys(board: Board, predictor: str) -> list[tuple[Key, str]]:
-    """Methods and differences of the table with what they are fitted by, in its order."""
-    fitted = FITTED[predictor]
-    differences = [(MODEL, other) for other in fitted[1:]]
-    return [
-        *((name, predictor) for name in fitted), *((key, predictor) for key in differences),
-        *((name, "none") for name in (*BASELINES, CEILING) if board.pairs(name, ALL)),
+
+def rows(
+    board: Board, entrants: list[Entrant], rivals: Rivals, predictor: str, common: dict, overlap: dict[str, str],
+    overlap_of_others: str,
+) -> list[dict]:
+    """All rows: models, what they have to beat, models minus rivals, baselines and the ceiling, in every stratum."""
+    by_name = {entrant.name: entrant for entrant in entrants}
+    probe = {name: PREDICTIONS if entrant.predicts else predictor for name, entrant in by_name.items()}
+    beside = list(dict.fromkeys(one for entrant in entrants for one in rivals[entrant.name]))
+    keys: list[tuple[Key, str, str]] = [
+        *((name, "model", probe[name]) for name in by_name),
+        *((name, "baseline", predictor) for name in beside),
+        *(((name, one), "difference", probe[name]) for name in by_name for one in rivals[name]),
+        *((name, "baseline", "none") for name in BASELINES), (CEILING, "ceiling", "none"),
     ]
-
-
-def rows(board: Board, predictor: str, common: dict) -> list[dict]:
-    """All rows: every method in every stratum."""
     found = []
     for stratum in board.strata:
-        for key, probe in keys(board, predictor):
-            if board.pairs(key, stratum):
-                found.append({
-                    "task": "perturbation", "model": " − ".join(key) if isinstance(key, tuple) else key, "probe": probe,
-                    "stratum": stratum, **fields(board, key, stratum), "pairs": board.pairs(key, stratum),
-                    "units": board.units(key, stratum), **common,
-                })
+        for key, kind, fitted in keys:
+            if not board.pairs(key, stratum):
+                continue
+            entrant = by_name.get(key[0] if kind == "difference" else key)
+            found.append({
+                "task": "perturbation", "model": " − ".join(key) if kind == "difference" else key, "kind": kind,
+                "probe": fitted, "stratum": stratum, **fields(board, key, stratum), **spread(board, key, entrant, stratum),
+                "pairs": board.pairs(key, stratum), "units": board.units(key, stratum),
+                "overlap": overlap[entrant.name] if entrant else overlap_of_others,
+                "pretraining_seeds": len(entrant.members) if entrant else None, **common,
+            })
     return found
+
+
+def spread(board: Board, key: Key, entrant: Entrant | None, stratum: str) -> dict[str, float | None]:
+    """The standard deviation of every metric over pretraining seeds; None if there is no second one."""
+    found: dict[str, float | None] = dict.fromkeys((f"{name}_pretraining_sd" for name in METRICS), None)
+    if isinstance(key, str) and entrant is not None and len(entrant.members) > 1:
+        values = [board.samples(name, stratum) for name, _ in entrant.members]
+        for name in METRICS:
+            deviation = float(np.std([one[name][0] for one in values], ddof=1))
+            found[f"{name}_pretraining_sd"] = None if np.isnan(deviation) else deviation
+    return found
+
+
+def values_of(board: Board, name: str) -> dict:
+    """The metrics of one pretraining seed, over everything held out."""
+    return {metric: value for metric, value in fields(board, name, ALL).items() if metric in METRICS}
 
 
 def fields(board: Board, key: Key, stratum: str) -> dict:
@@ -89,29 +120,67 @@ def fields(board: Board, key: Key, stratum: str) -> dict:
     return found
 
 
-def differences(board: Board, predictor: str) -> list[dict]:
-    """The model minus every other method, on the pairs that both predict; paired in every resample."""
-    others = [*FITTED[predictor][1:], *BASELINES, CEILING]
-    return [
-        {"model": MODEL, "baseline": other, "pairs": board.pairs((MODEL, other), ALL), **fields(board, (MODEL, other), ALL)}
-        for other in others if board.pairs((MODEL, other), ALL)
-    ]
-
-
-def sentences(board: Board, predictor: str) -> list[str]:
-    """How the model stands to the best baseline and to what its features have to beat."""
-    all_pairs = board.pairs(MODEL, ALL)
-    best_of = [name for name in BASELINES if board.pairs(name, ALL) == all_pairs]
-    said = []
-    for metric, words in SPOKEN.items():
-        sign = 1 if metric in LOWER_IS_BETTER else -1
-        values = {name: board.samples(name, ALL)[metric][0] for name in best_of}
-        best = min(values, key=lambda name: sign * values[name])
-        parts = [
-            _compare(fields(board, (MODEL, other), ALL), metric, label)
-            for other, label in [(best, f"the best baseline, {best}"), *((one, one) for one in FITTED[predictor][1:])]
+def differences(board: Board, entrants: list[Entrant], rivals: Rivals) -> list[dict]:
+    """Each model minus every other method, on the pairs that both predict; paired in every resample."""
+    found = []
+    for entrant in entrants:
+        others = [*rivals[entrant.name], *BASELINES, CEILING, *(one.name for one in entrants if one is not entrant)]
+        found += [
+            {"model": entrant.name, "baseline": other, "pairs": board.pairs((entrant.name, other), ALL),
+             **fields(board, (entrant.name, other), ALL)}
+            for other in others if board.pairs((entrant.name, other), ALL)
         ]
-        said.append(f"In {words} the trained model {'; '.join(parts)}.")
+    return found
+
+
+def comparisons(board: Board, entrants: list[Entrant], rivals: Rivals) -> list[dict]:
+    """Each model against the best baseline of each metric, of those that predict all its pairs: the paired difference, its
+    interval, and which is ahead."""
+    found = []
+    for entrant in entrants:
+        candidates = _candidates(board, entrant, rivals)
+        for metric in METRICS:
+            sign = 1 if metric in LOWER_IS_BETTER else -1
+            values = {name: board.samples(name, ALL)[metric][0] for name in candidates}
+            values = {name: value for name, value in values.items() if not np.isnan(value)}
+            if values:
+                best = min(values, key=lambda name, values=values, sign=sign: sign * values[name])
+                found.append(_compared(board, entrant, best, metric))
+    return found
+
+
+def _candidates(board: Board, entrant: Entrant, rivals: Rivals) -> list[str]:
+    """Baselines, rivals among them, that predict all pairs of a model."""
+    return [name for name in (*BASELINES, *rivals[entrant.name]) if board.pairs(name, ALL) == board.pairs(entrant.name, ALL)]
+
+
+def _compared(board: Board, entrant: Entrant, other: str, metric: str) -> dict:
+    """A model against another method in one metric."""
+    difference = fields(board, (entrant.name, other), ALL)
+    value, low, high = (difference[name] for name in (metric, f"{metric}_low", f"{metric}_high"))
+    verdict = None
+    if low is not None:
+        sign = -1 if metric in LOWER_IS_BETTER else 1
+        ahead, behind = (low > 0, high < 0) if sign > 0 else (high < 0, low > 0)
+        verdict = BEATS if ahead else LOSES if behind else NEITHER
+    return {"model": entrant.name, "metric": metric, "baseline": other, "value": value, "low": low, "high": high,
+            "verdict": verdict}
+
+
+def sentences(board: Board, entrants: list[Entrant], rivals: Rivals) -> list[str]:
+    """How the models stand to the best baseline and to what their features have to beat."""
+    said = []
+    for one in comparisons(board, entrants, rivals):
+        if one["metric"] in SPOKEN:
+            entrant = next(entrant for entrant in entrants if entrant.name == one["model"])
+            others = [name for name in rivals[entrant.name] if name != one["baseline"]]
+            parts = [_spoken(one, f"the best baseline, {one['baseline']}")]
+            parts += [_spoken(_compared(board, entrant, name, one["metric"]), name) for name in others]
+            called = f"the {MODEL}" if entrant.name == MODEL else entrant.name
+            said.append(f"In {SPOKEN[one['metric']]} {called} {'; '.join(parts)}.")
+    said += _seed_sentences(board, entrants)
+    some = entrants[0]
+    all_pairs, best_of = board.pairs(some.name, ALL), [name for name in BASELINES if name in _candidates(board, some, rivals)]
     if board.pairs(ADDITIVE, ALL) and ADDITIVE not in best_of:
         said.append(f"The additive baseline is defined for {board.pairs(ADDITIVE, ALL)} of {all_pairs} pairs, its row's.")
     said.append("Against the mean of the perturbed, “no change” is the opposite of the train mean and shares its error, so it "
@@ -120,7 +189,7 @@ def sentences(board: Board, predictor: str) -> list[str]:
     if any(board.samples(name, ALL)["mse"][0] < ceiling for name in best_of):
         said.append("The other half of a pair's cells has a larger error than a baseline: these changes are about as small as "
                     "the noise of half the cells, and their errors say little.")
-    units, name = board.units(MODEL, ALL), "contexts" if board.split == CONTEXT else "perturbations"
+    units, name = board.units(some.name, ALL), "contexts" if board.split == CONTEXT else "perturbations"
     if board.split == CELLS:
         said.append("Intervals weight the scored cells at random; they don't cover the choice of perturbations or controls.")
     elif units == 1:
@@ -129,8 +198,21 @@ def sentences(board: Board, predictor: str) -> list[str]:
         rough = ": with so few they are rough and rather too short" if units < ROUGH else ""
         said.append(f"Intervals resample the {units} held-out {name}{rough}.")
     if board.split == COMBINATION and len(board.strata) > 1:
-        counted = "; ".join(f"{board.pairs(MODEL, stratum)} with {stratum}" for stratum in board.strata[1:])
+        counted = "; ".join(f"{board.pairs(some.name, stratum)} with {stratum}" for stratum in board.strata[1:])
         said.append(f"Held-out pairs by what was trained, over all repetitions: {counted}.")
+    return said
+
+
+def _seed_sentences(board: Board, entrants: list[Entrant]) -> list[str]:
+    """What is known of the variance of pretraining."""
+    several = [entrant for entrant in entrants if len(entrant.members) > 1]
+    said = []
+    for entrant in several:
+        deviation = spread(board, entrant.name, entrant, ALL)[f"{MAIN}_pretraining_sd"]
+        said.append(f"{entrant.name} is the mean of {len(entrant.members)} pretraining seeds, whose SD in {SPOKEN[MAIN]} is "
+                    f"{deviation:.3f}; no interval covers it.")
+    if alone := [entrant.name for entrant in entrants if len(entrant.members) == 1 and not entrant.predicts]:
+        said.append(f"One pretraining seed of {', '.join(alone)}: no interval covers the variance of pretraining.")
     return said
 
 
@@ -153,10 +235,10 @@ def reading_sentences(
         said.append(f"Contexts under {SMALLEST} controls, left out: {_some(reading.left_out['no controls'])}.")
     if unsplit:
         said.append(f"Studies that cannot be split so, left out: {'; '.join(unsplit)}.")
-    if studies[0].values.shape[1] < PANEL and not reading.totals.startswith("column"):
+    if reading.totals == PANEL:
         said.append(
-            f"A cell's total is the sum over {reading.totals}: if these are cut from larger profiles, changes are distorted "
-            "and --total-counts-column is needed."
+            f"A cell's total is the sum over a panel of {studies[0].values.shape[1]:,} genes: a gene that goes up makes all "
+            "others go down, and these changes are not those of whole profiles."
         )
     if pooled_scores:
         said.append(
@@ -171,14 +253,14 @@ def reading_sentences(
     return said
 
 
-def target_sentences(studies: list[PerturbedCells], refusals: dict[str, list[str]], checkable: bool) -> list[str]:
+def target_sentences(studies: list[PerturbedCells], vectors: Vectors) -> list[str]:
     """Which targets ridge can use."""
     said = [
         f"Targets that ridge refuses, {reason} ({len(names)}): {_some(names)}; their perturbations are left out."
-        for reason, names in refusals.items()
+        for reason, names in vectors.refusals.items()
     ]
-    if not checkable:
-        said.append("The model does not say how it was initialised: whether it saw the targets in training cannot be checked.")
+    if not vectors.checkable:
+        said.append("A model does not say how it was initialised: whether it saw the targets in training cannot be checked.")
     asked = {target for cells in studies for one in cells.perturbations for target in one}
     measured = {target for target in asked if studies[0].target_columns.get(target)}
     said.append(f"{len(measured)} of {len(asked)} targets are among the file's genes: others have no PCA loadings (0).")
@@ -190,22 +272,21 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more} more (results.json)" if more > 0 else "")
 
 
-def _compare(difference: dict, metric: str, label: str) -> str:
-    value, low, high = (difference[name] for name in (metric, f"{metric}_low", f"{metric}_high"))
+def _spoken(compared: dict, label: str) -> str:
+    """A comparison in words."""
+    value, low, high = compared["value"], compared["low"], compared["high"]
     if low is None:
         return f"is {value:+.3g} apart from {label}, without an interval"
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    ahead, behind = (low > 0, high < 0) if sign > 0 else (high < 0, low > 0)
-    verdict = "beats" if ahead else "loses to" if behind else "is not clearly apart from"
-    return f"{verdict} {label} ({value:+.3g}, 95 % interval {low:+.3g} to {high:+.3g})"
+    return f"{compared['verdict']} {label} ({value:+.3g}, 95 % interval {low:+.3g} to {high:+.3g})"
 
 
-def protocol(predictor: str, split: str, folds: int, seeds: int) -> str:
+def protocol(predictor: str, split: str, divided: Split) -> str:
     """What was done, in words."""
     what = "ridge regression on summed gene embeddings" if predictor == RIDGE else "contexts weighted by likeness of controls"
     return (
-        f"{split}, {folds} folds, {seeds} repetitions; {what}; changes of log1p(10⁴ · count / total) per context against that "
-        "context's own controls, of which one half serves fitting and one half scoring; genes: at most 2,000 most variable of "
-        "controls and training cells, own targets left out; one half of each held-out pair is scored, the other the ceiling; "
-        "strengths are chosen on validation groups of the training cells, from one grid for all features"
+        f"{split}, {divided.folds} folds, {divided.repetitions} repetitions; {what}; changes of log1p(10⁴ · count / total) "
+        "per context against that context's own controls, of which one half serves fitting and one half scoring; genes: at "
+        "most 2,000 most variable of controls and training cells, own targets left out; one half of each held-out pair is "
+        "scored, the other the ceiling; strengths are chosen on validation groups of the training cells, from one grid for "
+        "all features"
     )

@@ -131,9 +131,11 @@ class Board:
     def __init__(self, split: str, seed: int):
         self.split, self.seed = split, seed
         self._sums: dict[tuple[Key, str], dict[tuple[int, int, int], list]] = {}  # (study, unit, pair) → [sum, count]
+        self._samples: dict[tuple[Key, str], dict[str, np.ndarray]] = {}  # what `samples` has found
 
     def add(self, study: int, cells: PerturbedCells, pair: int, stratum: str, scores: dict[Key, np.ndarray]) -> None:
         """Scores of one pair in one fold, [metrics, R]; the pair is part of a unit that is resampled as a whole."""
+        self._samples.clear()
         unit = cells.pair_context[pair] if self.split == CONTEXT else cells.pair_perturbation[pair]
         for key, values in scores.items():
             for name in {ALL, stratum}:
@@ -160,6 +162,8 @@ class Board:
 
         NaN where a resample holds no unit with the metric. Resamples of cells are centred on the value on all.
         """
+        if (key, stratum) in self._samples:
+            return self._samples[key, stratum]
         names = sorted({one[:2] for (_, name), found in self._sums.items() if name == stratum for one in found})
         by_unit: dict[tuple[int, int], list[np.ndarray]] = {name: [] for name in names}
         for (study, unit, _), (total, count) in self._sums[key, stratum].items():
@@ -177,7 +181,8 @@ class Board:
             parts = [(w @ filled, w @ defined) for w in resamples(len(units), self.seed)]
             with np.errstate(invalid="ignore"):
                 means = (np.concatenate([a for a, _ in parts]) / np.concatenate([b for _, b in parts])).T
-        return dict(zip(METRICS, means, strict=True))
+        self._samples[key, stratum] = dict(zip(METRICS, means, strict=True))
+        return self._samples[key, stratum]
 
 
 def _nan_mean(values: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ import scipy.sparse
 from scbench.config import ModelConfig
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.data.vocabulary import Vocabulary
-from scbench.evaluation.perturbation.cells import read_perturbed_cells
+from scbench.evaluation.perturbation.cells import PANEL, name_cells, read_perturbed_cells
+from scbench.evaluation.perturbation.splits import draw_split
 from scbench.models.model import ExpressionModel
 
 GENES = [f"GENE{i}" for i in range(80)]
@@ -50,7 +51,19 @@ def planted():
 def read():
     """The first study of some cells, read by line."""
     def of(cells, context=("line",)):
-        return read_perturbed_cells(AnnDataSource(cells), "condition", "control", context=context, genes=set(GENES)).studies[0]
+        source = AnnDataSource(cells)
+        named = name_cells(source, "condition", "control", context=context, genes=set(GENES))
+        return read_perturbed_cells(source, named, total_counts_column=PANEL).studies[0]
+
+    return of
+
+
+@pytest.fixture
+def divide():
+    """A split of some cells by line."""
+    def of(cells, protocol, folds, seeds=2, seed=3, context=("line",)):
+        named = name_cells(AnnDataSource(cells), "condition", "control", context=context, genes=set(GENES))
+        return draw_split(named, protocol, folds, seeds, seed, dataset="planted", column="condition")
 
     return of
 

@@ -14,7 +14,7 @@ from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
 from scbench.evaluation.perturbation import scoring
 from scbench.evaluation.perturbation.benchmark import benchmark_perturbation, run_perturbation
-from scbench.evaluation.perturbation.cells import read_perturbed_cells
+from scbench.evaluation.perturbation.cells import PANEL, name_cells, read_perturbed_cells
 from scbench.evaluation.perturbation.fold import prepare_fold
 from scbench.evaluation.perturbation.pooled import across_contexts, unmatched
 from scbench.evaluation.perturbation.scoring import METRICS, score_fold
@@ -26,7 +26,9 @@ ONCE = {"seeds": 1, "folds": 3}
 
 
 def run(model, cells, **options):
-    return benchmark_perturbation(model, cells, "condition", "control", **{"context": ("line",), **ONCE, **options})
+    return benchmark_perturbation(
+        model, cells, "condition", "control", **{"context": ("line",), "total_counts_column": PANEL, **ONCE, **options}
+    )
 
 
 def rename(cells, old: str, new: str) -> None:
@@ -64,9 +66,9 @@ def test_a_predictor_of_the_train_mean_is_that_baseline(model, planted):
     assert mean["pearson_mean"] == 0
 
 
-def held_out(cells, split="unseen-perturbation"):
+def held_out(cells, split):
     scored = halves(np.where(cells.controls, cells.context, -1), cells.hashes, 0, 0)
-    return [prepare_fold(cells, fold, scored) for fold in make_folds(cells, split, 3, 0, 0)]
+    return [prepare_fold(cells, fold, scored) for fold in make_folds(cells, split, 0, 0)]
 
 
 def truth_of(held) -> np.ndarray:
@@ -79,7 +81,7 @@ def truth_of(held) -> np.ndarray:
     return np.stack(found)
 
 
-def test_a_perfect_predictor_gets_the_optimum_and_a_wrong_one_its_own_scores(planted, read):
+def test_a_perfect_predictor_gets_the_optimum_and_a_wrong_one_its_own_scores(planted, read, divide):
     file = planted(SINGLES, cells=20, contexts=("a", "b"))
     dense = file.X.toarray()
     for line in ("a", "b"):  # equal controls, so that both halves have one mean
@@ -87,7 +89,7 @@ def test_a_perfect_predictor_gets_the_optimum_and_a_wrong_one_its_own_scores(pla
         dense[rows] = dense[rows][0]
     file.X = type(file.X)(dense)
     cells = read(file)
-    for held in held_out(cells):
+    for held in held_out(cells, divide(file, "unseen-perturbation", 3)):
         truth = truth_of(held)
         wrong = np.roll(truth, 2, axis=0)  # of another perturbation in the same context
         for pair, _, scores in score_fold(held, {"perfect": truth, "wrong": wrong}, False, 0):
@@ -110,8 +112,9 @@ def test_a_perfect_predictor_gets_the_optimum_and_a_wrong_one_its_own_scores(pla
             assert perfect["energy"] < other["energy"]
 
 
-def test_the_first_sample_of_cells_is_the_plain_score(planted, read):
-    held = held_out(read(planted(SINGLES[:4], cells=24)), "unseen-cells")[0]
+def test_the_first_sample_of_cells_is_the_plain_score(planted, read, divide):
+    file = planted(SINGLES[:4], cells=24)
+    held = held_out(read(file), divide(file, "unseen-cells", 3))[0]
     predictions = {"half": 0.5 * truth_of(held)}
     plain = {pair: scores["half"] for pair, _, scores in score_fold(held, predictions, False, 0)}
     for pair, _, scores in score_fold(held, predictions, True, 0):
@@ -145,9 +148,8 @@ def test_pooled_controls_are_caught(model, planted, read):
 @pytest.mark.skipif("SCBENCH_TEST_DATA" not in os.environ, reason="SCBENCH_TEST_DATA does not name a folder of real cells")
 def test_pooled_controls_of_real_cell_lines_would_score_097():
     with AnnDataSource(Path(os.environ["SCBENCH_TEST_DATA"]) / "norman_mcfaline_500g.h5ad") as source:
-        cells, = read_perturbed_cells(
-            source, "condition", "control", context=("cell_type",), study=(), total_counts_column="ncounts"
-        ).studies
+        named = name_cells(source, "condition", "control", context=("cell_type",), study=())
+        cells, = read_perturbed_cells(source, named, total_counts_column="ncounts").studies
     assert across_contexts(cells) == pytest.approx(0.97, abs=0.02)
 
 
@@ -187,7 +189,9 @@ def test_refused_targets_are_counted_and_named(model, planted):
 def test_studies_are_never_mixed(model, planted):
     file = planted(SINGLES, cells=20, contexts=("a", "b"))
     file.obs["perturbation_type"] = np.where(file.obs["line"] == "a", "CRISPRa", "CRISPRi")
-    studies = read_perturbed_cells(AnnDataSource(file), "condition", "control", genes=set(SINGLES)).studies
+    source = AnnDataSource(file)
+    named = name_cells(source, "condition", "control", genes=set(SINGLES))
+    studies = read_perturbed_cells(source, named, total_counts_column=PANEL).studies
     assert [cells.study for cells in studies] == ["CRISPRa", "CRISPRi"]
     assert all(set(file.obs["line"].iloc[cells.rows]) == {line} for cells, line in zip(studies, "ab", strict=True))
     table = run(model, file)
@@ -197,13 +201,16 @@ def test_studies_are_never_mixed(model, planted):
 def test_totals(planted):
     file = planted(["GENE0"], cells=20)
     file.obs["total"] = np.asarray(file.X.sum(axis=1)).ravel() * 10.0
-    options = {"genes": {"GENE0"}}
-    scaled = read_perturbed_cells(AnnDataSource(file), "condition", "control", total_counts_column="total", **options)
-    whole = read_perturbed_cells(AnnDataSource(file), "condition", "control", **options)
+    source = AnnDataSource(file)
+    named = name_cells(source, "condition", "control", genes={"GENE0"})
+    scaled = read_perturbed_cells(source, named, total_counts_column="total")
+    whole = read_perturbed_cells(source, named, total_counts_column=PANEL)
     shares = file.X.toarray() / file.X.sum(axis=1)
     np.testing.assert_allclose(scaled.studies[0].values.toarray(), np.log1p(1e3 * shares), rtol=1e-5)
     np.testing.assert_allclose(whole.studies[0].values.toarray(), np.log1p(1e4 * shares), rtol=1e-5)
-    assert (scaled.totals, whole.totals) == ("column total", "the file's 80 genes")
+    assert (scaled.totals, whole.totals) == ("column total", "panel")
+    with pytest.raises(UserError, match="has 80 genes only, whose sum is no cell's total: .* --total-counts-column panel"):
+        read_perturbed_cells(source, named)
 
 
 @pytest.mark.parametrize(("change", "options", "message"), [
@@ -249,7 +256,7 @@ def test_run_perturbation_writes_the_table_twice_the_same(model, planted, tmp_pa
     model.save_pretrained(tmp_path / "model", {})
     planted(["GENE0", "GENE1", "GENE2", "GENE3"], cells=20).write_h5ad(tmp_path / "in.h5ad")
     options = {"model": tmp_path / "model", "input": tmp_path / "in.h5ad", "perturbation_column": "condition",
-               "control": "control", "context": ("line",), **ONCE}
+               "control": "control", "context": ("line",), "total_counts_column": PANEL, **ONCE}
     result = run_perturbation(PerturbationConfig(output=tmp_path / "out", **options))
     record = json.loads((tmp_path / "out" / "results.json").read_text())
     assert record == json.loads(json.dumps(result))
@@ -264,9 +271,10 @@ def test_run_perturbation_writes_the_table_twice_the_same(model, planted, tmp_pa
 @pytest.mark.full
 @pytest.mark.skipif("SCBENCH_TEST_DATA" not in os.environ, reason="SCBENCH_TEST_DATA does not name a folder of real cells")
 @pytest.mark.parametrize(("file", "control", "options"), [
-    ("schraivogel_tapseq_72g.h5ad", "non-targeting", {"perturbation_column": "perturbation"}),
+    ("schraivogel_tapseq_72g.h5ad", "non-targeting", {"perturbation_column": "perturbation", "total_counts_column": PANEL}),
     ("gbm_panobinostat_300g.h5ad", "ctrl", {
         "perturbation_column": "condition", "context": ("patient_id",), "split": "unseen-context", "predictor": "context",
+        "total_counts_column": PANEL,
     }),
     ("norman_mcfaline_500g.h5ad", "control", {
         "perturbation_column": "condition", "context": ("cell_type",), "total_counts_column": "ncounts",
