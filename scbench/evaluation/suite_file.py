@@ -18,17 +18,17 @@ import re
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
-from scbench.config.perturbation import check_predictor
+from scbench.config import Values
+from scbench.config.perturbation import Split, check_predictor
 from scbench.errors import UserError
 from scbench.evaluation.label_flags import ORIGINS
 
 CLASSIFICATION, PERTURBATION, COUNTS = TASKS = ("classification", "perturbation", "counts")
 DEFAULT, AAAI2025 = PROTOCOLS = ("default", "aaai2025")
 UNKNOWN = "unknown"
-VALUES = ("counts", "log1p_counts", "lognorm", "as_is")
-SPLITS = ("unseen-cells", "unseen-perturbation", "unseen-combination", "unseen-context")
+SEEN, UNSEEN = "unseen-cells", "unseen-perturbation"  # splits; the second is the default protocol's own
 
 TEXT, TEXTS = "text", "text, or a list of texts"
 KEYS: dict[str, tuple[object, tuple[str, ...]]] = {  # key → what it may be, and the tasks that have it
@@ -37,20 +37,20 @@ KEYS: dict[str, tuple[object, tuple[str, ...]]] = {  # key → what it may be, a
     "path": (TEXTS, TASKS),
     "layer": (TEXT, TASKS),
     "genes_column": (TEXT, TASKS),
-    "values": (VALUES, TASKS),
+    "values": (get_args(Values), (CLASSIFICATION, PERTURBATION)),
     "source": (TEXT, TASKS),  # where the data come from
     "note": (TEXT, TASKS),  # how to put them in place, and what else to know
     "protocol": (PROTOCOLS, (CLASSIFICATION, PERTURBATION)),
-    "split_file": (TEXT, (CLASSIFICATION, PERTURBATION)),
+    "split_file": (TEXT, TASKS),
     "label": (TEXT, (CLASSIFICATION,)),
     "label_origin": (tuple(ORIGINS), (CLASSIFICATION,)),
-    "group": (TEXT, (CLASSIFICATION,)),
+    "group": (TEXT, (CLASSIFICATION, COUNTS)),
     "perturbation_column": (TEXT, (PERTURBATION,)),
     "control": (TEXT, (PERTURBATION,)),
     "context": (TEXTS, (PERTURBATION,)),
     "study": (TEXTS, (PERTURBATION,)),
     "total_counts_column": (TEXT, (PERTURBATION,)),
-    "split": (SPLITS, (PERTURBATION,)),
+    "split": (get_args(Split), (PERTURBATION,)),
     "predictor": (("ridge", "context"), (PERTURBATION,)),
 }
 
@@ -76,7 +76,7 @@ class DataSet(NamedTuple):
     context: tuple[str, ...] = ()
     study: tuple[str, ...] | None = None
     total_counts_column: str | None = None
-    split: str = "unseen-perturbation"
+    split: str | None = None
     predictor: str = "ridge"
 
 
@@ -183,9 +183,12 @@ def _check_task(dataset: DataSet, where: str) -> None:
                             f"perturbation and what it calls controls, or say {UNKNOWN!r}.")
         if dataset.protocol == AAAI2025:
             _refuse(dataset, ("context", "study", "total_counts_column", "split_file"), where)
+            if dataset.split not in (None, SEEN, UNSEEN) or dataset.predictor != "ridge":
+                raise UserError(f"{where}: the protocol {AAAI2025} splits by {SEEN} (its default) or {UNSEEN}, and has no "
+                                "predictor: mend or leave these out.")
             return
         try:
-            check_predictor(dataset.predictor, dataset.split, dataset.context)
+            check_predictor(dataset.predictor, dataset.split or UNSEEN, dataset.context)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
 
