@@ -24,6 +24,7 @@ VERBS = {  # config of the verb → the function that runs it
     config.PredictConfig: "scbench.evaluation.predict:run_predict",
     config.ClassificationConfig: "scbench.evaluation.classification:run_classification",
     config.PerturbationConfig: "scbench.evaluation.perturbation.benchmark:run_perturbation",
+    config.SuiteConfig: "scbench.evaluation.suite:run_suite",
     config.EvaluateConfig: "scbench.evaluation.evaluate:run_evaluate",
     config.DemoConfig: "scbench.evaluation.demo:run_demo",
     config.CompareConfig: "scbench.evaluation.compare:run_compare",
@@ -38,6 +39,7 @@ def parse(arguments: list[str]) -> config.Common:
     benchmark = SubcommandApp()
     benchmark.command(config.ClassificationConfig, name="classification")
     benchmark.command(config.PerturbationConfig, name="perturbation")
+    benchmark.command(config.SuiteConfig, name="suite")
     app = SubcommandApp()
     app.command(config.DemoConfig, name="demo")
     app.command(config.PrepareConfig, name="prepare")

@@ -21,6 +21,7 @@ from scbench.config.model import (
 )
 from scbench.config.perturbation import PerturbationConfig
 from scbench.config.plan import PlanConfig
+from scbench.config.suite import SuiteConfig
 from scbench.config.training import PretrainConfig
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "PredictConfig",
     "PrepareConfig",
     "PretrainConfig",
+    "SuiteConfig",
     "Values",
     "VerifyConfig",
 ]
