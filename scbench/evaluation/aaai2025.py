@@ -22,6 +22,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch.nn import functional as F
 
+from scbench.config import Values
 from scbench.data.batch import CellBatch
 from scbench.data.cells import CellTokens, take
 from scbench.data.sampler import CellSampler
@@ -29,22 +30,10 @@ from scbench.data.sources.anndata import AnnDataSource
 from scbench.data.sources.reference_pt import PERTURBED, ReferencePtSource
 from scbench.errors import UserError
 from scbench.evaluation import baselines, embed, probes
-from scbench.evaluation.classification import (
-    DEPTH,
-    GENES,
-    KNN,
-    LINEAR,
-    MAJORITY,
-    MODEL,
-    NO_PROBE,
-    PCA,
-    SMALL,
-    UNTRAINED,
-    Method,
-    origin,
-    untrained_twin,
-)
-from scbench.evaluation.labelled_cells import LabelledCells, read_cells
+from scbench.evaluation.classification import origin, untrained_twin
+from scbench.evaluation.classification_report import BASELINE_KIND, MODEL, MODEL_KIND
+from scbench.evaluation.labelled_cells import ModelCells, read_cells
+from scbench.evaluation.probing import DEPTH, GENES, KNN, LINEAR, MAJORITY, NO_PROBE, PCA, SMALL, UNTRAINED, Method
 from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.reference_cells import described, labelled_source, values_sentences
 from scbench.evaluation.report import Column, Table
@@ -155,7 +144,7 @@ def probe_looks(
 
 
 def run_trials(
-    cells: LabelledCells, networks: dict[str, ExpressionModel], seed: int, *, nearest: bool = True, progress: bool = False
+    cells: ModelCells, networks: dict[str, ExpressionModel], seed: int, *, nearest: bool = True, progress: bool = False
 ) -> Trials:
     """All trials of the networks and of the baselines beside them. `nearest`: ask k-NN too."""
     values, depth = baselines.log_normalise(cells.counts), baselines.depth_features(cells.counts)
@@ -199,6 +188,7 @@ def benchmark_aaai2025(
     source: AnnDataSource | anndata.AnnData | Path | str,
     label: str | None = None,
     *,
+    values: Values = "counts",
     layer: str | None = None,
     genes_column: str | None = None,
     max_overlap: float = 0.01,
@@ -215,20 +205,22 @@ def benchmark_aaai2025(
     UserError
         If the label can't be used, or too few cells remain.
     """
-    with labelled_source(model, source, label, layer=layer, genes_column=genes_column) as (opened, label):
+    options = {"layer": layer, "genes_column": genes_column, "values": values}
+    with labelled_source(model, source, label, **options) as (opened, label):
         cells = read_cells(model, opened, label, max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress)
         if len(cells.classes) * TRAINING_TENTHS // 10 < probes.NEIGHBOURS:
             raise UserError(f"{opened.name}: 70 % of {len(cells.classes)} cells are fewer than the {probes.NEIGHBOURS} "
                             "training cells that k-NN needs: give more labelled cells.")
         nearest = not (isinstance(opened, ReferencePtSource) and label == PERTURBED)
         details = {"protocol": _protocol(model), "source": described(opened)}
-        values = values_sentences(opened)
+        spoken_values = values_sentences(opened)
     networks = {MODEL: model, UNTRAINED: untrained_twin(model, seed)}
     trials = run_trials(cells, networks, seed, nearest=nearest, progress=progress)
     rows = [
         {
-            "task": "classification", "dataset": details["source"]["name"], "label": label, "model": name, "probe": probe,
-            "protocol": PROTOCOL, "overlap": cells.overlap, "accuracy": float(np.mean(scores)),
+            "task": "classification", "dataset": details["source"]["name"], "label": label, "model": name,
+            "kind": MODEL_KIND if name == MODEL else BASELINE_KIND, "probe": probe, "protocol": PROTOCOL,
+            "overlap": cells.overlap, "values": details["source"]["values"], "accuracy": float(np.mean(scores)),
             "accuracy_sd": float(np.std(scores)), "chosen_on": OPTIMISTIC if probe == LINEAR else None,
             "accuracy_last": float(np.mean(trials.last[name, probe])) if probe == LINEAR else None,
             "depth_r2": float(np.mean(trials.depth_r2[name])) if name in trials.depth_r2 else None,
@@ -244,7 +236,7 @@ def benchmark_aaai2025(
         ],
     }
     title = f"Classification of {label} in {details['source']['name']}, protocol {PROTOCOL}"
-    return Table(title, rows, COLUMNS, [*_sentences(trials), *cells.sentences(), *values], details)
+    return Table(title, rows, COLUMNS, [*_sentences(trials), *cells.sentences(), *spoken_values], details)
 
 
 def _sentences(trials: Trials) -> list[str]:

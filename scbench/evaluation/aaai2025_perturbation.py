@@ -28,14 +28,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scbench.data.batch import CellBatch
-from scbench.data.cells import CellTokens, take
+from scbench.data.cells import CellTokens
 from scbench.data.sampler import CellSampler, Sampled
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.data.sources.reference_pt import CONTROL, PERTURBED, ReferencePtSource, is_reference_pt
 from scbench.errors import UserError
 from scbench.evaluation import embed
 from scbench.evaluation.aaai2025 import LEARNING_RATE, PROTOCOL, TRIALS, split_cells
-from scbench.evaluation.labelled_cells import NOT_CHECKABLE, read_labelled
+from scbench.evaluation.labelled_cells import NOT_CHECKABLE, read_unseen
 from scbench.evaluation.perturbation.features import target_tokens
 from scbench.evaluation.perturbation.names import targets_of
 from scbench.evaluation.progress import progress_bar
@@ -102,17 +102,17 @@ def read_prompt_cells(
     """
     column = PERTURBED if is_reference_pt(source) else column
     with labelled_source(model, source, column, layer=layer, genes_column=genes_column) as (opened, column):
-        read = read_labelled(
+        read, guarded, _ = read_unseen(
             model, opened, column, max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress
         )
-        once = np.sort(np.unique(read.hashes, return_index=True)[1])
+        read = read.take(np.flatnonzero(~guarded.cells[read.rows]))
         if isinstance(opened, ReferencePtSource):
-            perturbed, left_out = opened.perturbed[read.rows[once]], {}
+            perturbed, left_out = opened.perturbed[read.rows], {}
         else:
-            perturbed, left_out = _perturbed_genes(model, opened, read.words[once], control)
+            perturbed, left_out = _perturbed_genes(model, opened, read.words, control)
     kept = perturbed != _UNKNOWN
-    rows = once[kept]
-    return PromptCells(opened.name, take(read.tokens, rows), read.hashes[rows], perturbed[kept], read.overlap, left_out)
+    tokens, hashes = read.take(np.flatnonzero(kept)).tokens_on(model.vocabulary)
+    return PromptCells(opened.name, tokens, hashes, perturbed[kept], guarded.overlap, left_out)
 
 
 def _perturbed_genes(

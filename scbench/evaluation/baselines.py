@@ -29,20 +29,21 @@ def depth_features(counts: scipy.sparse.csr_matrix) -> np.ndarray:
     return np.column_stack([np.log1p(totals), np.diff(counts.indptr)])
 
 
-def standardised(features: np.ndarray, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows `train` and `test` of dense features, standardised by the training rows."""
+def standardised(features: np.ndarray, train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Rows `train` and each of the other rows of dense features, standardised by the training rows."""
     scaler = StandardScaler().fit(features[train])
-    return scaler.transform(features[train]), scaler.transform(features[test])
+    return tuple(scaler.transform(features[rows]) for rows in (train, *others))
 
 
 def principal_components(
-    values: scipy.sparse.csr_matrix, train: np.ndarray, test: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both rows' coordinates on the first 50 (or as many as there are) principal components of the training rows."""
-    components = min(COMPONENTS, len(train) - 1, values.shape[1] - 1)
+    values: scipy.sparse.csr_matrix, train: np.ndarray, *others: np.ndarray, components: int = COMPONENTS
+) -> tuple[np.ndarray, ...]:
+    """Coordinates of rows `train` and of each of the other rows on the first components (or as many as there are) of the
+    training rows."""
+    components = min(components, len(train) - 1, values.shape[1] - 1)
     # random_state: ARPACK's start vector, which only has to be fixed
     pca = PCA(components, svd_solver="arpack", random_state=0).fit(values[train])
-    return pca.transform(values[train]), pca.transform(values[test])
+    return tuple(pca.transform(values[rows]) for rows in (train, *others))
 
 
 def variable_genes(values: scipy.sparse.csr_matrix) -> np.ndarray:
@@ -58,7 +59,7 @@ def variable_genes(values: scipy.sparse.csr_matrix) -> np.ndarray:
 def regress_on_genes(
     values: scipy.sparse.csr_matrix, classes: np.ndarray, train: np.ndarray, test: np.ndarray
 ) -> np.ndarray:
-    """Logistic regression on the training cells' 2,000 variable genes: the test cells' classes, int64."""
+    """Logistic regression (C = 1) on the training cells' 2,000 variable genes: the test cells' classes, int64."""
     genes = variable_genes(values[train])
     return probes.logistic_regression(values[train][:, genes], classes[train], values[test][:, genes])
 

@@ -1,74 +1,79 @@
-"""Benchmark: predict a label of each cell from frozen embeddings, beside five baselines, on cells the model never saw.
+"""Benchmark: predict a label of each cell from frozen embeddings, beside baselines, on cells the models never saw.
 
-Protocol: cross-validation in stratified folds, repeated with `seeds` different foldings, gives every cell an out-of-fold
-prediction in every repetition. Accuracy and macro-F1 are means over repetitions; their 95 % intervals come from a
-bootstrap over cells that is the same for all methods, so methods can be compared cell by cell. The intervals cover the
-choice of cells, not of training runs or donors.
+Protocol: the cells, or whole groups of them, are dealt to folds by hashes of their names; each fold tests once, the next one
+validates, the others train. Everything is fitted on training cells; what has a strength chooses it on validation cells. With
+`seeds` different dealings every cell has an out-of-fold prediction in every repetition. Metrics are means over repetitions;
+their 95 % intervals come from a bootstrap over cells, or over groups, that is the same for all methods, so methods can be
+compared pair by pair.
 """
 
 import hashlib
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import anndata
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from scbench import __version__
-from scbench.config import ClassificationConfig
+from scbench.config import ClassificationConfig, Values
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.errors import UserError
-from scbench.evaluation import baselines, embed, probes
-from scbench.evaluation.labelled_cells import LabelledCells, read_cells
+from scbench.evaluation import baselines, embed, probes, scvi_baseline
+from scbench.evaluation import classification_report as report
+from scbench.evaluation.classification_report import BASELINE_KIND, COLUMNS, MODEL, MODEL_KIND, untrained_name
+from scbench.evaluation.external import ExternalEmbedding, ExternalPredictions, open_model
+from scbench.evaluation.folds import FEWEST_FOLDS, TASK, draw_split, parts_of
+from scbench.evaluation.labelled_cells import (
+    NOT_CHECKABLE,
+    TRANSDUCTIVE,
+    UNSEEN,
+    Guarded,
+    LabelledCells,
+    ModelCells,
+    ReadCells,
+    choose_cells,
+    guard,
+    match,
+    read_labelled,
+)
+from scbench.evaluation.probing import DEPTH, GENES, MAJORITY, NO_PROBE, PCA, SCVI, depth_r2, predict, strengths_of
 from scbench.evaluation.progress import progress_bar
-from scbench.evaluation.reference_cells import described, labelled_source, values_sentences
-from scbench.evaluation.report import Column, Table, screen
-from scbench.evaluation.scores import RESAMPLES, Scores, interval, score, stratified_folds
-from scbench.evaluation.split_files import Split
+from scbench.evaluation.reference_cells import described, labelled_source, open_reference_pt, values_sentences
+from scbench.evaluation.report import Table, screen
+from scbench.evaluation.scores import RESAMPLES, score
+from scbench.evaluation.selection import GRID
+from scbench.evaluation.split_files import Split, read_split
 from scbench.files import refuse_existing
 from scbench.kernels import random
 from scbench.models.model import ExpressionModel
 
-KNN, LINEAR, NO_PROBE = "k-NN", "linear", "none"
-MODEL, UNTRAINED, DEPTH, PCA, GENES, MAJORITY = (
-    "trained model", "untrained model", "depth only", "PCA", "variable genes", "majority class",
-)
-SPOKEN = {UNTRAINED: "an untrained model", DEPTH: "depth alone", PCA: "PCA", GENES: "logistic regression on genes"}
 _UNTRAINED = 2  # what a key of Stream.EVALUATION decides, beside those of scores.py
 
-SMALL = 10_000  # cells; below, threads mostly wait for each other
-
-Model = ExpressionModel  # or an ExternalEmbedding, ExternalPredictions
-Method = tuple[str, str]  # model and probe of a row
-
-COLUMNS = [
-    Column("model", ("model",)),
-    Column("probe", ("probe",)),
-    Column("accuracy", ("accuracy", "accuracy_low", "accuracy_high"), "{:.3f} ({:.3f}–{:.3f})"),
-    Column("macro-F1", ("macro_f1", "macro_f1_low", "macro_f1_high"), "{:.3f} ({:.3f}–{:.3f})"),
-    Column("depth R²", ("depth_r2",), "{:.2f}"),
-    Column("overlap", ("overlap",)),
-]
+Model = ExpressionModel | ExternalEmbedding | ExternalPredictions
+Models = Mapping[str, Sequence[Model]]  # by name, each with its pretraining seeds
 
 
-class Features(NamedTuple):
-    """Something that k-NN and the linear probe are fitted on."""
+class Taken(NamedTuple):
+    """What takes part in a benchmark of several models."""
 
-    split: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]  # training and test rows → their features
-    standardised: bool = False  # whether they are already
+    read: ReadCells
+    cells: LabelledCells
+    split: Split
+    guards: dict[str, list[Guarded]]  # of each model's pretraining seeds
+    matchings: dict[str, dict]  # which genes and counts models know, by the fingerprint of their vocabulary
 
 
 def benchmark_classification(
-    models: Model | Mapping[str, Sequence[Model]],
+    models: Model | Models,
     source: AnnDataSource | anndata.AnnData | Path | str,
     label: str | None = None,
     *,
     group: str | None = None,
     split: Split | None = None,
-    values: str = "counts",
+    values: Values = "counts",
     layer: str | None = None,
     genes_column: str | None = None,
     seeds: int = 3,
@@ -79,90 +84,217 @@ def benchmark_classification(
     scvi: bool = False,
     progress: bool = False,
 ) -> Table:
-    """The table of one model on one labelled set of cells.
+    """The table of some models on one labelled set of cells.
 
     Parameters
     ----------
-    model
-        The pretrained model.
+    models
+        By name, each with its pretraining seeds: pretrained models, external embeddings, predictions. Or a single one.
     source
-        Raw counts and labels; or the path of the reference's .pt file, for a model on the reference's token ids.
+        Raw counts and labels; or the path of the reference's .pt file, for models on the reference's token ids.
     label
-        Column of obs to predict; a .pt file implies it. Missing labels (NaN, '', unknown, na, …) and classes under 10 cells
-        are left out.
+        Column of obs to predict; a .pt file implies it. Missing labels (NaN, '', unknown, na, …), exact copies and classes
+        under 10 cells are left out.
+    group
+        Column of obs (donor, dataset, platform) whose groups are held out whole; classes in fewer than 3 are left out.
+    split
+        Folds to use instead of drawing them: `folds` and `seeds` are then its own.
+    values
+        What the source holds, if not counts (see `embed.opened`).
     layer, genes_column
         As in `scbench.embed`.
     seeds, folds
-        Repetitions of the cross-validation, and its folds.
+        How often the cells are dealt to folds, and to how many (3 or more; no more than there are groups).
     max_overlap
-        Refuse if the model was trained or validated on a larger share of the labelled cells (see `scbench.find_seen_cells`).
-        Up to it, such cells are left out.
+        Refuse if a model was trained or validated on a larger share of the labelled cells (see `scbench.find_seen_cells`).
+        Up to it, such cells are left out for all models; the folds of the others stay what they are.
     allow_overlap
-        Keep the cells that the model was trained or validated on; the rows are then marked "transductive".
+        Keep the cells that models were trained or validated on; the models' rows are then marked "transductive".
     seed
-        Of the folds, the bootstrap, the gene draws and the untrained model.
+        Of the folds, the bootstrap, the gene draws, the untrained models and scVI.
+    scvi
+        Train scVI on each fold's training cells too, as a baseline; it needs scvi-tools.
     progress
         Show a progress bar if on a terminal.
 
     Raises
     ------
     UserError
-        If the label can't be used, or too few cells remain.
+        If the label, the group or the split can't be used, too few cells remain, or a model has seen too many.
     """
-    model = models if isinstance(models, ExpressionModel) else next(iter(models.values()))[0]  # more of them: next commit
-    with labelled_source(model, source, label, layer=layer, genes_column=genes_column) as (opened, label):
-        cells = read_cells(
-            model, opened, label, max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress
-        )
-        if len(cells.classes) - -(-len(cells.classes) // folds) < probes.NEIGHBOURS or folds > len(cells.classes):
-            raise UserError(
-                f"{opened.name}: {len(cells.classes)} cells in {folds} folds leave fewer than {probes.NEIGHBOURS} training "
-                "cells for k-NN: give more labelled cells or change --folds."
-            )
-        details = {
-            "protocol": _protocol(seeds, folds),
-            "source": described(opened),
-        }
-        values = values_sentences(opened)
-    untrained = untrained_twin(model, seed)
-    embeddings = {
-        name: embed_cells(network, cells, seed, progress and f"embedding, {name}")
-        for name, network in [(MODEL, model), (UNTRAINED, untrained)]
-    }
-    predictions, depth_r2 = predict(cells, embeddings, seeds, folds, seed, progress)
-    scores = score(cells.classes, predictions, seed)
-    common = {"seeds": seeds, "folds": folds, "cells": len(cells.classes), "classes": len(cells.class_names)}
+    models = named(models)
+    if scvi:
+        scvi_baseline.check_installed()
+    ours = [model for model in each_of(models) if isinstance(model, ExpressionModel)]
+    options = {"layer": layer, "genes_column": genes_column, "values": values}
+    with labelled_source(ours[0] if ours else None, source, label, **options) as (opened, label):
+        if opened.kind == "pt":
+            for model in ours[1:]:
+                open_reference_pt(source, model)  # refuses other token ids
+        taken = _take(models, opened, label, group, split, folds, seeds, seed,
+                      {"max_overlap": max_overlap, "allow_overlap": allow_overlap, "progress": progress})
+        embeddings = _embed(models, taken, opened, seed, progress)
+        given = {"task": TASK, "dataset": opened.name, "label": label, "values": described(opened)["values"],
+                 "protocol": f"{taken.split.folds}-fold by {'cell' if group is None else group}"}
+        details = {"source": described(opened)}
+        spoken_values = values_sentences(opened)
+    read, cells, split = taken.read, taken.cells, taken.split
+    splits = parts_of(split, read, cells)
+    beside = (DEPTH, PCA, GENES, MAJORITY, *((SCVI,) if scvi else ()))
+    found = predict(cells, embeddings, splits, seed, progress, beside=beside)
+    predictions = {**_read_predictions(models, taken), **found.predictions}
+    predictions = dict(sorted(predictions.items(), key=lambda item: _place(item[0][0], models)))
+    flat = {method: each.reshape(-1, len(cells.classes)) for method, each in predictions.items()}
+    scores = score(cells.classes, flat, seed, cells.groups)
+    r2 = depth_r2(cells, found.depths)
+    groups = None if group is None else len(cells.group_names)
+    counted = {"seeds": split.repetitions, "folds": split.folds, "cells": len(cells.classes),
+               "classes": len(cells.class_names), "groups": groups}
+    accuracies = {method: (each == cells.classes).mean(axis=(1, 2)).tolist() for method, each in predictions.items()}
     rows = [
-        {
-            "task": "classification", "dataset": details["source"]["name"], "label": label, "model": name, "probe": probe,
-            "protocol": f"{folds}-fold", "overlap": cells.overlap,
-            **fields("accuracy", scores[name, probe].accuracy), **fields("macro_f1", scores[name, probe].macro_f1),
-            "depth_r2": depth_r2.get(name), **common,
-        }
-        for name, probe in predictions
+        report.row(
+            method, MODEL_KIND if method[0] in models else BASELINE_KIND, _overlap(taken.guards.get(method[0], [])),
+            scores[method], accuracies[method], r2.get(method[0]), given, counted,
+        )
+        for method in predictions
     ]
-    differences = differences_of(scores)
-    details |= {**origin(model, cells, seed), "differences": differences}
-    title = f"Classification of {label} in {details['source']['name']}"
-    said = [*sentences(differences, depth_r2), *cells.sentences(), *values]
-    return Table(title, rows, COLUMNS, said, details)
+    differences = report.differences_of(scores, list(models))
+    confusion = report.confusions(cells.classes, predictions, cells.class_names)
+    details |= {
+        "protocol": _protocol(split, group), "split_sha256": split.digest,
+        "models": {name: [_about(model, taken, name, number) for number, model in enumerate(several)]
+                   for name, several in models.items()},
+        "cells": {**cells.counted, "classes": cells.class_sizes(), "dropped_classes": cells.dropped_classes},
+        "cells_sha256": digest(cells), "differences": differences, "strengths": strengths_of(found),
+        "pretraining": [{"model": method[0], "probe": method[1], "accuracy": each}
+                        for method, each in accuracies.items() if len(each) > 1],
+        "confusion": confusion, "seed": seed, "versions": versions(),
+    }
+    said = [
+        *report.sentences(differences, r2, list(models)), *report.seeds_sentences(rows),
+        *report.groups_sentences(group, groups), *cells.sentences(), *_guard_sentences(taken.guards), *spoken_values,
+        *([] if scvi else ["scVI was not run: give --scvi, with scvi-tools installed."]),
+    ]
+    title = f"Classification of {label} in {opened.name}"
+    beside_it = {"split.json": split.write, "confusion.csv": report.confusion_csv(confusion)}
+    return Table(title, rows, COLUMNS, said, details, beside_it, "accuracy")
 
 
-def origin(model: ExpressionModel, cells: LabelledCells, seed: int) -> dict:
-    """What a table is made of, JSON-able: the model, the cells, the seed and the versions of the software."""
+def named(models: Model | Models) -> Models:
+    """Models by name; a single one of ours is the "trained model"."""
+    if isinstance(models, ExpressionModel):
+        return {MODEL: [models]}
+    return models if isinstance(models, Mapping) else {models.name: [models]}
+
+
+def each_of(models: Models) -> list[Model]:
+    """All of them."""
+    return [model for several in models.values() for model in several]
+
+
+def _take(
+    models: Models, source: AnnDataSource, label: str, group: str | None, split: Split | None, folds: int, seeds: int,
+    seed: int, options: dict,
+) -> Taken:
+    """The cells that take part and their folds, which no model decides, without those that a model has seen."""
+    known = {model.vocabulary.fingerprint: model for model in each_of(models) if isinstance(model, ExpressionModel)}
+    matchings = {key: match(model, source, options["progress"]) for key, model in known.items()}  # errors first
+    read = read_labelled(source, label, group, progress=options["progress"])
+    read = read.take(np.argsort(read.keys))  # the file's order means nothing
+    if split is None:
+        if folds < FEWEST_FOLDS:
+            raise UserError(f"{folds} folds cannot train, validate and test: give at least {FEWEST_FOLDS}.")
+        split = draw_split(*choose_cells(read, label), label, group, folds, seeds, seed)
+    else:
+        split.check(TASK, label, "cell" if group is None else "group")
+    unknown = Guarded(np.zeros(source.n_cells, dtype=bool), NOT_CHECKABLE, {})
+    guards = {
+        name: [guard(model, source, label, **options) if isinstance(model, ExpressionModel) else unknown for model in several]
+        for name, several in models.items()
+    }
+    seen = np.any([guarded.cells for several in guards.values() for guarded in several], axis=0)
+    return Taken(*choose_cells(read, label, seen), split, guards, matchings)
+
+
+def _embed(
+    models: Models, taken: Taken, source: AnnDataSource, seed: int, progress: bool
+) -> dict[str, list[np.ndarray]]:
+    """Embeddings of the cells by name, one a pretraining seed, float32 [cells, D]; predictions have none. The untrained twins
+    of ours stand behind."""
+    trained, untrained = {}, {}
+    for name, several in models.items():
+        for model in several:
+            if isinstance(model, ExpressionModel):
+                networks = [(name, model)]
+                if name not in trained:
+                    networks.append((untrained_name(name), untrained_twin(model, seed)))
+                tokens, hashes = taken.read.tokens_on(model.vocabulary)
+                for called, network in networks:
+                    with progress_bar(f"embedding, {called}", len(hashes), progress) as advance:
+                        embedding = embed.encode(network, tokens, hashes, seed=seed, advance=advance)
+                    (trained if called == name else untrained).setdefault(called, []).append(embedding)
+            elif isinstance(model, ExternalEmbedding):
+                trained.setdefault(name, []).append(model.values_of(source)[taken.read.rows])
+    return {**trained, **untrained}
+
+
+def _read_predictions(models: Models, taken: Taken) -> dict[tuple[str, str], np.ndarray]:
+    """What external predictions say, classes as int64 [pretraining seeds, repetitions, cells]."""
+    code = {name: number for number, name in enumerate(taken.cells.class_names)}
+    found = {}
+    for name, several in models.items():
+        if isinstance(several[0], ExternalPredictions):
+            words = [each.read_labels(taken.split, taken.read.ids, taken.cells.class_names) for each in several]
+            found[name, NO_PROBE] = np.vectorize(code.get, otypes=[np.int64])(np.stack(words))
+    return found
+
+
+def _place(name: str, models: Models) -> int:
+    """Models first, in their order."""
+    return list(models).index(name) if name in models else len(models)
+
+
+def _overlap(guards: list[Guarded]) -> str:
+    """What is said of a row; a baseline has no guard, for it is fitted on training cells."""
+    said = {guarded.overlap for guarded in guards}
+    return next((overlap for overlap in (NOT_CHECKABLE, TRANSDUCTIVE) if overlap in said), UNSEEN)
+
+
+def _guard_sentences(guards: dict[str, list[Guarded]]) -> list[str]:
+    """What the leakage guard says of each model, each sentence once."""
+    alone = len(guards) == 1
+    said = [sentence for name, several in guards.items() for guarded in several
+            for sentence in guarded.sentences("the model" if alone else name)]
+    return list(dict.fromkeys(said))
+
+
+def _about(model: Model, taken: Taken, name: str, number: int) -> dict:
+    """What a model is and what it knows of the cells, JSON-able."""
+    guarded = taken.guards[name][number]
+    about = {"provenance": model.provenance, "overlap": guarded.overlap, "seen": guarded.seen}
+    if isinstance(model, ExpressionModel):
+        about |= {"fingerprint": embed.fingerprint(model), "gene_matching": taken.matchings[model.vocabulary.fingerprint]}
+    return about
+
+
+def origin(model: ExpressionModel, cells: ModelCells, seed: int) -> dict:
+    """What the table of one model is made of, JSON-able: the model, the cells, the seed and the versions of the software."""
     return {
         "model": {"fingerprint": embed.fingerprint(model), "provenance": model.provenance},
         "cells": {
             **cells.counted, "seen": cells.seen, "classes": cells.class_sizes(), "dropped_classes": cells.dropped_classes,
         },
-        "cells_sha256": _digest(cells),
+        "cells_sha256": digest(cells),
         "gene_matching": cells.matching,
         "seed": seed,
-        "versions": {
-            "scbench": __version__, "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "anndata")},
-        },
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Those of the software."""
+    names = ("torch", "numpy", "scipy", "scikit-learn", "anndata")
+    return {"scbench": __version__, "python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def untrained_twin(model: ExpressionModel, seed: int) -> ExpressionModel:
@@ -171,139 +303,46 @@ def untrained_twin(model: ExpressionModel, seed: int) -> ExpressionModel:
     return twin.to(embed.device_of(model))
 
 
-def embed_cells(model: ExpressionModel, cells: LabelledCells, seed: int, progress: str | bool) -> np.ndarray:
+def embed_cells(model: ExpressionModel, cells: ModelCells, seed: int, progress: str | bool) -> np.ndarray:
     with progress_bar(str(progress), len(cells.hashes), bool(progress)) as advance:
         return embed.encode(model, cells.tokens, cells.hashes, seed=seed, advance=advance)
 
 
-def predict(
-    cells: LabelledCells, embeddings: dict[str, np.ndarray], seeds: int, folds: int, seed: int, progress: bool,
-    beside: tuple[str, ...] = (DEPTH, PCA, GENES, MAJORITY),
-) -> tuple[dict[Method, np.ndarray], dict[str, float]]:
-    """Out-of-fold predictions of every embedding and of the baselines `beside` it, int64 [seeds, cells], and R² of depth
-    read from each embedding."""
-    foldings = [stratified_folds(cells.classes, cells.hashes, folds, seed, repetition) for repetition in range(seeds)]
-    splits = [
-        [(np.flatnonzero(fold != number), np.flatnonzero(fold == number)) for number in range(folds)] for fold in foldings
-    ]
-    predictions, depths = predict_splits(cells, embeddings, splits, progress, beside)
-    log_totals = baselines.depth_features(cells.counts)[:, 0]
-    return predictions, {name: probes.r_squared(log_totals, predicted) for name, predicted in depths.items()}
+def digest(cells: LabelledCells) -> str:
+    """SHA-256 of the cells that took part, whatever their order: their counts of all genes, and their labels."""
+    order = np.argsort(cells.content, kind="stable")
+    found = hashlib.sha256(cells.content[order].astype("<u8").tobytes())
+    found.update(cells.classes[order].astype("<i8").tobytes())
+    found.update("\0".join(cells.class_names).encode())
+    return found.hexdigest()
 
 
-def predict_splits(
-    cells: LabelledCells, embeddings: dict[str, np.ndarray], splits: list[list[tuple[np.ndarray, np.ndarray]]],
-    progress: bool, beside: tuple[str, ...] = (DEPTH, PCA, GENES, MAJORITY),
-) -> tuple[dict[Method, np.ndarray], dict[str, np.ndarray]]:
-    """Predictions of test rows by what is fitted on training rows, int64 [repetitions, cells], and their log total counts as
-    read from each embedding, float64; both undefined for rows that no split of a repetition tests. `splits`: for each
-    repetition pairs of training and test rows."""
-    values = baselines.log_normalise(cells.counts)
-    depth = baselines.depth_features(cells.counts)
-    log_totals = depth[:, 0]
-
-    def rows_of(embedding: np.ndarray) -> Features:
-        return Features(lambda train, test: (embedding[train], embedding[test]))
-
-    fitted_on = {
-        DEPTH: Features(lambda train, test: baselines.standardised(depth, train, test)),
-        PCA: Features(lambda train, test: baselines.principal_components(values, train, test)),
-    }
-    features = {name: rows_of(embedding) for name, embedding in embeddings.items()}
-    features |= {name: feature for name, feature in fitted_on.items() if name in beside}
-    alone = [method for method in ((GENES, LINEAR), (MAJORITY, NO_PROBE)) if method[0] in beside]
-    methods = [*((name, probe) for name in features for probe in (KNN, LINEAR)), *alone]
-    n = len(cells.classes)
-    predictions = {method: np.empty((len(splits), n), dtype=np.int64) for method in methods}
-    depths = {name: np.empty((len(splits), n)) for name in features if name != DEPTH}
-    threads = threadpool_limits(1 if n < SMALL else None)
-    with threads, progress_bar("classification", sum(map(len, splits)), progress) as advance:
-        for repetition, pairs in enumerate(splits):
-            for train, test in pairs:
-                classes = cells.classes[train]
-                for name, feature in features.items():
-                    fitted, held_out = feature.split(train, test)
-                    predictions[name, KNN][repetition, test] = probes.nearest_neighbours(fitted, classes, held_out)
-                    predictions[name, LINEAR][repetition, test] = probes.linear_probe(fitted, classes, held_out)
-                    if name in depths:
-                        depths[name][repetition, test] = probes.read_depth(fitted, log_totals[train], held_out)
-                if GENES in beside:
-                    predictions[GENES, LINEAR][repetition, test] = baselines.regress_on_genes(
-                        values, cells.classes, train, test
-                    )
-                if MAJORITY in beside:
-                    predictions[MAJORITY, NO_PROBE][repetition, test] = baselines.majority(classes, len(test))
-                advance(1)
-    return predictions, depths
-
-
-def fields(name: str, samples: np.ndarray) -> dict[str, float]:
-    value, low, high = interval(samples)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
-
-
-def differences_of(scores: dict[Method, Scores]) -> list[dict]:
-    """How far the trained model is ahead (negative: behind) of each other method, paired over cells."""
-    pairs = [((MODEL, probe), (other, probe)) for probe in (KNN, LINEAR) for other in (UNTRAINED, DEPTH, PCA)]
-    pairs.append(((MODEL, LINEAR), (GENES, LINEAR)))
-    return [
-        {
-            "model": ours[0], "baseline": other[0], "probe": ours[1],
-            **fields("accuracy", scores[ours].accuracy - scores[other].accuracy),
-            **fields("macro_f1", scores[ours].macro_f1 - scores[other].macro_f1),
-        }
-        for ours, other in pairs
-    ]
-
-
-def sentences(differences: list[dict], depth_r2: dict[str, float]) -> list[str]:
-    """What the table says, in plain words."""
-    said = []
-    for probe in (KNN, LINEAR):
-        parts = [_compare(difference) for difference in differences if difference["probe"] == probe]
-        said.append(f"With {'k-NN' if probe == KNN else 'a linear probe'} the trained model {'; '.join(parts)}.")
-    said.append(
-        f"Log total counts can be read from the trained embedding with R² {depth_r2[MODEL]:.2f} "
-        f"(untrained {depth_r2[UNTRAINED]:.2f}, PCA {depth_r2[PCA]:.2f}): near 1, distances between cells are partly "
-        "differences in sequencing depth."
-    )
-    return said
-
-
-def _compare(difference: dict) -> str:
-    value, low, high = (difference[field] for field in ("accuracy", "accuracy_low", "accuracy_high"))
-    numbers = f"{value:+.3f} accuracy, 95 % interval {low:+.3f} to {high:+.3f}"
-    verdict = "beats" if low > 0 else "loses to" if high < 0 else "is not clearly apart from"
-    return f"{verdict} {SPOKEN[difference['baseline']]} ({numbers})"
-
-
-def _protocol(seeds: int, folds: int) -> str:
+def _protocol(split: Split, group: str | None) -> str:
+    what = "stratified, over cells" if group is None else f"over whole groups of {group!r}, classes spread as evenly as can be"
     return (
-        f"stratified {folds}-fold cross-validation over cells, {seeds} repetitions; k-NN: k = {probes.NEIGHBOURS}, Euclidean, "
-        "unweighted; linear: multinomial logistic regression, L2, C = 1, on features standardised by the training cells "
-        f"(not standardised for {GENES}: log1p of counts per 10,000 of the {baselines.VARIABLE_GENES:,} genes of largest "
-        f"variance); PCA: {baselines.COMPONENTS} components of log1p of counts per 10,000, all genes; everything is fitted on "
-        f"training cells; intervals: 2.5 and 97.5 percentiles of {RESAMPLES:,} bootstrap resamples of the cells, the same "
-        "for all methods"
+        f"{split.folds} folds, {what}, dealt {split.repetitions} times by hashes of names; each tests once, the next one "
+        f"validates, the others train; k-NN: k = {probes.NEIGHBOURS}, Euclidean, unweighted; linear: multinomial logistic "
+        f"regression, L2, C of {', '.join(f'{strength:g}' for strength in GRID)} chosen by balanced accuracy on validation "
+        "cells, not fitted again, on features standardised by the training cells (not standardised for "
+        f"{GENES}: log1p of counts per 10,000 of the {baselines.VARIABLE_GENES:,} genes of largest variance); PCA: so many "
+        "components (or all there are) of log1p of counts per 10,000, all genes; everything is fitted on training cells; "
+        f"intervals: 2.5 and 97.5 percentiles of {RESAMPLES:,} bootstrap resamples of the "
+        f"{'cells' if group is None else 'groups'}, the same for all methods; the best baseline is the one of the highest "
+        "accuracy on the same test cells, which favours baselines a little"
     )
-
-
-def _digest(cells: LabelledCells) -> str:
-    """SHA-256 of the cells that took part: their content on the model's vocabulary, and their labels."""
-    digest = hashlib.sha256(cells.hashes.astype("<u8").tobytes())
-    digest.update(cells.classes.astype("<i8").tobytes())
-    digest.update("\0".join(cells.class_names).encode())
-    return digest.hexdigest()
 
 
 def run_classification(config: ClassificationConfig) -> dict:
     """`scbench benchmark classification`: write the table to --output, show it, return it as JSON-able values."""
     refuse_existing(config.output)
-    model = embed.load_model(config.model)
+    model = open_model(config.model)
     options = {
-        "layer": config.layer, "genes_column": config.genes_column, "max_overlap": config.max_overlap,
-        "allow_overlap": config.allow_overlap, "seed": config.seed, "progress": not config.json,
+        "layer": config.layer, "genes_column": config.genes_column, "values": config.values,
+        "max_overlap": config.max_overlap, "allow_overlap": config.allow_overlap, "seed": config.seed,
+        "progress": not config.json,
     }
+    if (config.protocol != "default" or config.train is not None) and not isinstance(model, ExpressionModel):
+        raise UserError(f"--protocol aaai2025 and label transfer take a model directory, not {config.model}.")
     if config.protocol == "aaai2025":
         from scbench.evaluation.aaai2025 import benchmark_aaai2025  # it stands on this file
 
@@ -314,11 +353,12 @@ def run_classification(config: ClassificationConfig) -> dict:
         table = benchmark_transfer(model, config.train, config.test, config.label, **options)
     else:
         table = benchmark_classification(
-            model, config.input, config.label, seeds=config.seeds, folds=config.folds, **options
+            model, config.input, config.label, group=config.group, seeds=config.seeds, folds=config.folds, scvi=config.scvi,
+            split=None if config.split_file is None else read_split(config.split_file), **options,
         )
     table.write(config.output)
     if not config.json:
         console = screen()
         table.show(console)
-        console.print(f"Written to {config.output}: results.json, results.csv, results.md")
+        console.print(f"Written to {config.output}: results.json, results.csv, results.md and what goes with them")
     return table.record()

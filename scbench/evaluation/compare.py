@@ -24,7 +24,7 @@ from scbench.evaluation.compare_effects import effects, effects_table
 from scbench.evaluation.compare_plan import plan
 from scbench.evaluation.compare_report import compares_costs, options_record, results_table, runs_csv
 from scbench.evaluation.compare_runs import baseline_rows, run_row
-from scbench.evaluation.labelled_cells import LabelledCells, read_stored_cells
+from scbench.evaluation.labelled_cells import ModelCells, read_stored_cells
 from scbench.evaluation.report import Table, screen
 from scbench.files import refuse_existing, write_text
 
@@ -76,7 +76,7 @@ def compare(config: CompareConfig) -> tuple[Table, Table | None]:
     return table, second
 
 
-def _labelled(config: CompareConfig, store: Store) -> LabelledCells | None:
+def _labelled(config: CompareConfig, store: Store) -> ModelCells | None:
     """The test cells that probes predict the label of."""
     if config.label is None:
         return None

@@ -20,12 +20,16 @@ import numpy as np
 
 from scbench.config import CompareConfig
 from scbench.data.store import Store
-from scbench.errors import DivergedError, UserError
-from scbench.evaluation import classification, embed
+from scbench.errors import DivergedError
+from scbench.evaluation import embed
+from scbench.evaluation.baselines import COMPONENTS
 from scbench.evaluation.compare_cost import cost_of, steps_of
 from scbench.evaluation.compare_plan import Row, pretrain_options
 from scbench.evaluation.evaluate import evaluate_baselines, evaluate_model
-from scbench.evaluation.labelled_cells import LabelledCells
+from scbench.evaluation.folds import check_parts, fold_parts
+from scbench.evaluation.labelled_cells import ModelCells
+from scbench.evaluation.probing import DEPTH, KNN, LINEAR, PCA, depth_r2, pca_name, predict
+from scbench.evaluation.scores import stratified_folds
 from scbench.files import write_text
 from scbench.models.model import ExpressionModel
 from scbench.training.pretrain import pretrain
@@ -35,11 +39,11 @@ SEARCH_SHARE = 5  # a rate is tried on one part in so many of the budget
 FOLDS = 5
 HEADS = ("mvc", "regression")
 ERRORS = {"loss": "mse", "value_weighted": "value_weighted", "relative": "relative", "weighted_draw": "weighted_mse"}
-PROBES = {"knn_accuracy": classification.KNN, "linear_accuracy": classification.LINEAR}
+PROBES = {"knn_accuracy": KNN, "linear_accuracy": LINEAR}
 
 
 def run_row(
-    config: CompareConfig, store: Store, row: Row, cells: LabelledCells | None, say: Callable[[str], None]
+    config: CompareConfig, store: Store, row: Row, cells: ModelCells | None, say: Callable[[str], None]
 ) -> dict:
     """Train and evaluate all runs of a row, as far as that is not done.
 
@@ -61,7 +65,7 @@ def run_row(
     return {"plan": planned, "rates": rates, "runs": runs, "diverged": [result["seed"] for result in diverged]}
 
 
-def baseline_rows(config: CompareConfig, store: Store, cells: LabelledCells | None) -> dict:
+def baseline_rows(config: CompareConfig, store: Store, cells: ModelCells | None) -> dict:
     """What needs no model: {"errors": rows of `Evaluation.rows`, "probes": {name: fields}}."""
     def measure() -> dict:
         evaluation = evaluate_baselines(
@@ -69,9 +73,8 @@ def baseline_rows(config: CompareConfig, store: Store, cells: LabelledCells | No
         )
         probed = {}
         if cells is not None:
-            beside = (classification.DEPTH, classification.PCA)
-            predictions, depth = _predict(config, cells, {}, beside)
-            probed = {name: _accuracies(cells, predictions, depth, name) for name in beside}
+            fields = _probe(config, cells, {}, (DEPTH, PCA))
+            probed = {name: fields[shown] for name, shown in [(DEPTH, DEPTH), (PCA, pca_name(COMPONENTS))]}
         return {"errors": evaluation.rows(), "law": evaluation.law._asdict(), "probes": probed}
 
     return _once(config.output / "baselines.json", measure)
@@ -123,7 +126,7 @@ def _search(
 
 def _final(
     config: CompareConfig, store: Store, row: Row, run: Path, steps: int, rate: float, seed: int,
-    cells: LabelledCells | None,
+    cells: ModelCells | None,
 ) -> dict:
     """Train one run of the table and measure it on the test split."""
     try:
@@ -139,8 +142,7 @@ def _final(
     }
     if cells is not None:
         embedding = embed.encode(model, cells.tokens, cells.hashes, seed=config.seed)
-        predictions, depth = _predict(config, cells, {row.name: embedding})
-        result |= _accuracies(cells, predictions, depth, row.name)
+        result |= _probe(config, cells, {row.name: [embedding]}, ())[row.name]
     return result
 
 
@@ -177,14 +179,20 @@ def _losses(config: CompareConfig, model: ExpressionModel, store: Store, split: 
             for head in HEADS for name, field in ERRORS.items()}
 
 
-def _predict(config: CompareConfig, cells: LabelledCells, embeddings: dict[str, np.ndarray], beside: tuple[str, ...] = ()):
-    """As `classification.predict`, once; UserError if the cells are too few for its folds."""
-    if len(cells.classes) < 2 * classification.probes.NEIGHBOURS:
-        raise UserError(f"{len(cells.classes)} labelled test cells are too few for the probes: prepare a larger test split.")
-    return classification.predict(cells, embeddings, 1, FOLDS, config.seed, False, beside)
-
-
-def _accuracies(cells: LabelledCells, predictions: dict, depth: dict[str, float], name: str) -> dict[str, float | None]:
-    """The fields that probes of one embedding give."""
-    accuracies = {field: float((predictions[name, probe] == cells.classes).mean()) for field, probe in PROBES.items()}
-    return {**accuracies, "depth_r2": depth.get(name)}
+def _probe(
+    config: CompareConfig, cells: ModelCells, embeddings: dict[str, list[np.ndarray]], beside: tuple[str, ...]
+) -> dict[str, dict[str, float | None]]:
+    """The fields that probes of each embedding and baseline give, by its name; UserError if the cells are too few."""
+    fold = stratified_folds(cells.classes, cells.keys, FOLDS, config.seed, 0)
+    parts = [fold_parts(fold, number, FOLDS) for number in range(FOLDS)]
+    for one in parts:
+        check_parts(one, cells, f"the test split of {config.store}")
+    found = predict(cells, embeddings, [parts], config.seed, False, beside=beside)
+    r2 = depth_r2(cells, found.depths)
+    return {
+        name: {
+            **{field: float((found.predictions[name, probe] == cells.classes).mean()) for field, probe in PROBES.items()},
+            "depth_r2": r2.get(name),
+        }
+        for name, _ in found.predictions
+    }

@@ -25,7 +25,7 @@ from scbench.data.training_fingerprints import TrainingFingerprints
 from scbench.errors import DivergedError, UserError
 from scbench.evaluation import baselines, calibration, embed
 from scbench.evaluation.fingerprint_cells import fingerprint_cells
-from scbench.evaluation.labelled_cells import LabelledCells, read_cells
+from scbench.evaluation.labelled_cells import LabelledCells, ModelCells, read_cells
 from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.report import Column, Table, screen
 from scbench.evaluation.scores import interval, score, stratified_folds
@@ -179,7 +179,7 @@ def _copy(model: ExpressionModel, seed: int) -> ExpressionModel:
 
 
 def _train(
-    network: ExpressionModel, classifier: Classifier, cells: LabelledCells, train: np.ndarray, held_out: np.ndarray, *,
+    network: ExpressionModel, classifier: Classifier, cells: ModelCells, train: np.ndarray, held_out: np.ndarray, *,
     whole: bool, epochs: int, batch_cells: int, lr: float, seed: int, progress: bool,
 ) -> tuple[int, int]:
     """Train both in place and put back the epoch of the lowest validation loss; epochs that ran, and the best one's number."""
@@ -238,7 +238,7 @@ def _parameter_groups(trained: nn.Module, classifier: Classifier) -> list[dict]:
     ]
 
 
-def _drawn(network: ExpressionModel, cells: LabelledCells, seed: int) -> Callable[[np.ndarray, int], Tensor]:
+def _drawn(network: ExpressionModel, cells: ModelCells, seed: int) -> Callable[[np.ndarray, int], Tensor]:
     """Embeddings, with gradients, of some rows in an epoch: each epoch draws other genes of long cells, and drops others."""
     sampler = embed.sampler_of(network, network.config.inputs, seed)
     device = embed.device_of(network)
@@ -254,7 +254,7 @@ def _drawn(network: ExpressionModel, cells: LabelledCells, seed: int) -> Callabl
 
 @torch.no_grad()
 def _loss(
-    network: ExpressionModel, classifier: Classifier, cells: LabelledCells, rows: np.ndarray, frozen: Tensor | None, seed: int
+    network: ExpressionModel, classifier: Classifier, cells: ModelCells, rows: np.ndarray, frozen: Tensor | None, seed: int
 ) -> float:
     """The mean cross-entropy of some rows; each cell as one fixed draw of its genes shows it, or as its frozen embedding."""
     if frozen is None:
@@ -273,7 +273,7 @@ def apply(classifier: Classifier, embeddings: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _judge(
-    network: ExpressionModel, classifier: Classifier, cells: LabelledCells, train: np.ndarray, held_out: np.ndarray,
+    network: ExpressionModel, classifier: Classifier, cells: ModelCells, train: np.ndarray, held_out: np.ndarray,
     coverage: float, seed: int,
 ) -> dict:
     """Place the classes of the training cells; temperature, limits and figures of the validation cells, JSON-able. All are
@@ -318,8 +318,8 @@ def _judge(
     }
 
 
-def _sentences(cells: LabelledCells) -> list[str]:
-    said = cells._replace(overlap="").sentences()  # what a benchmark says of seen cells is not what matters here
+def _sentences(cells: ModelCells) -> list[str]:
+    said = LabelledCells.sentences(cells)  # what a benchmark says of seen cells is not what matters here
     if seen := sum(cells.seen.values()):
         said.append(f"{seen:,} of the labelled cells were in pretraining too: the figures of validation cells may profit.")
     return said

@@ -16,10 +16,10 @@ def nearest_neighbours(train: np.ndarray, classes: np.ndarray, test: np.ndarray)
     return KNeighborsClassifier(NEIGHBOURS).fit(train, classes).predict(test)
 
 
-def linear_probe(train: np.ndarray, classes: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Multinomial logistic regression (L2, C = 1) on features standardised by the training cells, int64 [test cells]."""
+def standardised(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Features of training and other cells, [cells, D], standardised by the training cells."""
     scaler = StandardScaler().fit(train)
-    return logistic_regression(scaler.transform(train), classes, scaler.transform(test))
+    return tuple(scaler.transform(part) for part in (train, *others))
 
 
 def logistic_regression(train, classes: np.ndarray, test) -> np.ndarray:
@@ -27,10 +27,15 @@ def logistic_regression(train, classes: np.ndarray, test) -> np.ndarray:
     return LogisticRegression(C=1.0, max_iter=5000).fit(train, classes).predict(test)
 
 
+def ridge(train: np.ndarray, log_totals: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Log total counts of the test cells, float64, by ridge regression (α = 1) on features that are standardised."""
+    return Ridge(alpha=1.0).fit(train, log_totals).predict(test)
+
+
 def read_depth(train: np.ndarray, log_totals: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Log total counts of the test cells, float64, by ridge regression (α = 1) on standardised features."""
-    scaler = StandardScaler().fit(train)
-    return Ridge(alpha=1.0).fit(scaler.transform(train), log_totals).predict(scaler.transform(test))
+    """The same on features as they are, standardised by the training cells."""
+    train, test = standardised(train, test)
+    return ridge(train, log_totals, test)
 
 
 def r_squared(truth: np.ndarray, predictions: np.ndarray) -> float:

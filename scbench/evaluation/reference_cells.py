@@ -16,7 +16,7 @@ from scbench.models.model import ExpressionModel
 
 @contextlib.contextmanager
 def labelled_source(
-    model: ExpressionModel, source: AnnDataSource | anndata.AnnData | Path | str, label: str | None, *,
+    model: ExpressionModel | None, source: AnnDataSource | anndata.AnnData | Path | str, label: str | None, *,
     layer: str | None = None, genes_column: str | None = None, values: Values = "counts",
 ) -> Iterator[tuple[AnnDataSource | ReferencePtSource, str]]:
     """The opened source and the name of its label. UserError if it can't be read, or if no label is given or implied.
@@ -40,8 +40,11 @@ def labelled_source(
         yield opened, label
 
 
-def open_reference_pt(path: Path | str, model: ExpressionModel) -> ReferencePtSource:
-    """The cells of a .pt file for a model whose token ids are the reference's; UserError for any other model."""
+def open_reference_pt(path: Path | str, model: ExpressionModel | None) -> ReferencePtSource:
+    """The cells of a .pt file for a model whose token ids are the reference's; UserError for any other model, or for none."""
+    if model is None:
+        raise UserError(f"{path} holds token ids of the reference's vocabulary: give a model directory with them, or an h5ad "
+                        "file.")
     if model.vocabulary.fingerprint != REFERENCE_VOCABULARY and "imported_from" not in model.provenance:
         raise UserError(
             f"{path} holds token ids of the reference's vocabulary, and the model has another one: give a model made by "

@@ -1,9 +1,10 @@
-"""Folds, accuracy and macro-F1, and bootstrap intervals that are paired over methods."""
+"""Folds of cells; accuracy, balanced accuracy and macro-F1, and bootstrap intervals that are paired over methods."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse
 
 from scbench.kernels import random
 from scbench.kernels.random import Stream
@@ -25,6 +26,7 @@ class Scores(NamedTuple):
     """One method's scores: the value on all cells at index 0, then one value a resample. float64 [1 + RESAMPLES]."""
 
     accuracy: np.ndarray
+    balanced_accuracy: np.ndarray
     macro_f1: np.ndarray
 
 
@@ -41,7 +43,7 @@ def stratified_folds(classes: np.ndarray, hashes: np.ndarray, folds: int, seed: 
 
 
 def resamples(cells: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each cell is drawn, float64 [rows, cells], in chunks: first a row of ones, then RESAMPLES bootstrap rows."""
+    """How often each cell, or other unit, is drawn, float64 [rows, cells], in chunks: a row of ones, then RESAMPLES others."""
     yield np.ones((1, cells))
     key = random.key(seed, Stream.EVALUATION, _BOOTSTRAP)
     step = max(1, _CHUNK // cells)
@@ -52,12 +54,14 @@ def resamples(cells: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(drawn.ravel(), minlength=len(rows) * cells).reshape(len(rows), cells).astype(np.float64)
 
 
-def score(truth: np.ndarray, predictions: dict, seed: int) -> dict[object, Scores]:
-    """Accuracy and macro-F1 of every method, each the mean over repetitions, on all cells and on bootstrap resamples.
+def score(
+    truth: np.ndarray, predictions: dict, seed: int, groups: np.ndarray | None = None
+) -> dict[object, Scores]:
+    """Accuracy, balanced accuracy and macro-F1 of every method, each the mean over repetitions, on all cells and on resamples.
 
-    A resample draws as many cells as there are, with replacement; all methods and all repetitions see the same
-    resamples, so differences between methods are paired. A class that a resample misses altogether is left out of its
-    macro-F1.
+    A resample draws as many cells, or whole groups, as there are, with replacement; all methods and all repetitions see the
+    same resamples, so differences between methods are paired. Balanced accuracy and macro-F1 are over the classes that a
+    resample has cells of.
 
     Parameters
     ----------
@@ -65,28 +69,50 @@ def score(truth: np.ndarray, predictions: dict, seed: int) -> dict[object, Score
         int64 [cells].
     predictions
         A method's out-of-fold predictions, int64 [repetitions, cells], by any key.
+    groups
+        What is drawn, int64 [cells], 0 … groups − 1; cells by default.
     """
-    one_hot = np.eye(max(values.max() for values in (truth, *predictions.values())) + 1)  # a class may have no test cell
-    true_class = one_hot[truth]
-    accuracy = {method: [] for method in predictions}
-    macro_f1 = {method: [] for method in predictions}
-    for weights in resamples(len(truth), seed):
-        true_cells = weights @ true_class
+    classes = max(values.max() for values in (truth, *predictions.values())) + 1  # a class may have no test cell
+    unit = np.arange(len(truth)) if groups is None else groups
+    units = int(unit.max()) + 1
+
+    def counted(called: np.ndarray, counts: np.ndarray | None = None) -> scipy.sparse.csr_matrix:
+        """How many cells of each unit have each class, [classes, units]; those of `counts`, bool [cells], alone."""
+        ones = np.ones(len(called)) if counts is None else counts.astype(np.float64)
+        return scipy.sparse.csr_matrix((ones, (called, unit)), (classes, units))
+
+    true_class = counted(truth)
+    parts = {
+        method: [(counted(truth, predicted == truth), counted(predicted)) for predicted in repetitions]
+        for method, repetitions in predictions.items()
+    }
+    samples = {method: [] for method in predictions}
+    for weights in resamples(units, seed):
+        drawn = np.ascontiguousarray(weights.T)
+        true_cells = true_class @ drawn  # [classes, rows]
         present = true_cells > 0
-        for method, repetitions in predictions.items():
-            accuracies, f1s = [], []
-            for predicted in repetitions:
-                hit = predicted == truth
-                hits = weights @ (true_class * hit[:, None])
-                f1 = 2 * hits / np.maximum(true_cells + weights @ one_hot[predicted], 1)
-                accuracies.append(hits.sum(1) / len(truth))
-                f1s.append((f1 * present).sum(1) / present.sum(1))
-            accuracy[method].append(np.mean(accuracies, axis=0))
-            macro_f1[method].append(np.mean(f1s, axis=0))
-    return {method: Scores(np.concatenate(accuracy[method]), np.concatenate(macro_f1[method])) for method in predictions}
+        for method, repetitions in parts.items():
+            found = []
+            for right, called in repetitions:
+                hits = right @ drawn
+                recalls = hits / np.maximum(true_cells, 1)
+                f1 = 2 * hits / np.maximum(true_cells + called @ drawn, 1)
+                found.append([hits.sum(0) / true_cells.sum(0),
+                              *((values * present).sum(0) / present.sum(0) for values in (recalls, f1))])
+            samples[method].append(np.mean(found, axis=0))
+    return {method: Scores(*np.concatenate(found, axis=1)) for method, found in samples.items()}
 
 
 def interval(values: np.ndarray) -> Interval:
     """The value and its 95 % percentile interval. `values`: as in Scores, or the difference of two of them."""
     low, high = np.percentile(values[1:], [2.5, 97.5])
     return Interval(float(values[0]), float(low), float(high))
+
+
+def confusion(truth: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """Cells of each true class (rows) called each class (columns), summed over repetitions, int64 [classes, classes].
+
+    `predictions`: int64 [repetitions, cells].
+    """
+    pairs = truth * classes + predictions
+    return np.bincount(pairs.ravel(), minlength=classes * classes).reshape(classes, classes)

@@ -4,6 +4,7 @@ Everything is fitted on all labelled cells of the first file: k-NN and a linear 
 on the genes that both files measured. Intervals come from a bootstrap over the cells of the second file.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,32 +12,27 @@ import anndata
 import numpy as np
 import scipy.sparse
 
-from scbench.data.cells import take
+from scbench.config import Values
 from scbench.data.gene_identity import gene_keys, map_genes
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
-from scbench.evaluation import baselines, embed, leakage, probes
-from scbench.evaluation.classification import (
-    COLUMNS,
-    MODEL,
-    UNTRAINED,
-    differences_of,
-    embed_cells,
-    fields,
-    origin,
-    predict_splits,
-    sentences,
-    untrained_twin,
-)
+from scbench.evaluation import classification_report as report
+from scbench.evaluation import embed, leakage, probes
+from scbench.evaluation.classification import embed_cells, origin, untrained_twin
+from scbench.evaluation.classification_report import BASELINE_KIND, COLUMNS, MODEL, MODEL_KIND
 from scbench.evaluation.fingerprint_cells import fingerprint_cells
-from scbench.evaluation.labelled_cells import LabelledCells, read_cells, read_labelled
-from scbench.evaluation.reference_cells import described
+from scbench.evaluation.folds import TASK, Parts, check_parts
+from scbench.evaluation.labelled_cells import UNSEEN, ModelCells, read_cells, read_unseen
+from scbench.evaluation.probing import UNTRAINED, depth_r2, predict, strengths_of
+from scbench.evaluation.reference_cells import described, values_sentences
 from scbench.evaluation.report import Table
-from scbench.evaluation.scores import RESAMPLES, score
+from scbench.evaluation.scores import RESAMPLES, score, stratified_folds
+from scbench.evaluation.selection import GRID
 from scbench.models.model import ExpressionModel
 
 PROTOCOL = "transfer"
+VALIDATION_FOLDS = 5  # of the file that is learnt; one of them is for validation
 Cells = AnnDataSource | anndata.AnnData | Path | str
 
 
@@ -54,6 +50,7 @@ def benchmark_transfer(
     test: Cells,
     label: str,
     *,
+    values: Values = "counts",
     layer: str | None = None,
     genes_column: str | None = None,
     max_overlap: float = 0.01,
@@ -89,51 +86,56 @@ def benchmark_transfer(
     UserError
         If the labels can't be used, the files share too few genes, or too few cells remain.
     """
-    options = {"layer": layer, "genes_column": genes_column}
+    options = {"layer": layer, "genes_column": genes_column, "values": values}
     with embed.opened(train, **options) as first, embed.opened(test, **options) as second:
         learnt = read_cells(model, first, label, max_overlap=1, allow_overlap=True, progress=progress)
-        if len(learnt.classes) < probes.NEIGHBOURS:
-            raise UserError(f"{first.name}: {len(learnt.classes)} labelled cells are fewer than the {probes.NEIGHBOURS} that "
-                            "k-NN needs: give more.")
+        fold = stratified_folds(learnt.classes, learnt.keys, VALIDATION_FOLDS, seed, 0)
+        fitted, aside = np.flatnonzero(fold != 0), np.flatnonzero(fold == 0)
+        check_parts(Parts(fitted, aside, aside), learnt, first.name)
         genes = share_genes(first, second)
         scored = _read_scored(
             model, learnt, first, second, label, max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress
         )
         names, sources = (first.name, second.name), {"train": described(first), "test": described(second)}
-    both = scored._replace(
+        spoken_values = list(dict.fromkeys([*values_sentences(first), *values_sentences(second)]))
+    both = replace(
+        scored,
         counts=scipy.sparse.vstack([_columns(learnt.counts, genes.train, genes.number),
                                     _columns(scored.counts, genes.test, genes.number)], format="csr"),
         classes=np.concatenate([learnt.classes, scored.classes]),
     )
     embeddings = {
-        name: np.concatenate([embed_cells(network, cells, seed, progress and f"embedding, {name}")
-                              for cells in (learnt, scored)])
+        name: [np.concatenate([embed_cells(network, cells, seed, progress and f"embedding, {name}")
+                               for cells in (learnt, scored)])]
         for name, network in [(MODEL, model), (UNTRAINED, untrained_twin(model, seed))]
     }
-    rows = np.arange(len(both.classes))
-    fitted, asked = rows[: len(learnt.classes)], rows[len(learnt.classes) :]
-    predictions, depths = predict_splits(both, embeddings, [[(fitted, asked)]], progress)
-    log_totals = baselines.depth_features(both.counts)[asked, 0]
-    depth_r2 = {name: probes.r_squared(log_totals, values[:, asked]) for name, values in depths.items()}
-    scores = score(scored.classes, {method: values[:, asked] for method, values in predictions.items()}, seed)
-    table = [
-        {
-            "task": "classification", "dataset": f"{names[0]} → {names[1]}", "label": label, "model": name, "probe": probe,
-            "protocol": PROTOCOL, "overlap": scored.overlap,
-            **fields("accuracy", scores[name, probe].accuracy), **fields("macro_f1", scores[name, probe].macro_f1),
-            "depth_r2": depth_r2.get(name), "seeds": 1, "folds": None, "cells": len(scored.classes),
-            "classes": len(np.unique(scored.classes)),
-        }
-        for name, probe in predictions
+    asked = np.arange(len(learnt.classes), len(both.classes))
+    found = predict(both, embeddings, [[Parts(fitted, aside, asked)]], seed, progress)
+    r2 = depth_r2(both, found.depths, asked)
+    predictions = {method: each[0][:, asked] for method, each in found.predictions.items()}
+    scores = score(scored.classes, predictions, seed)
+    given = {"task": TASK, "dataset": f"{names[0]} → {names[1]}", "label": label, "protocol": PROTOCOL,
+             "values": sources["test"]["values"]}
+    counted = {"seeds": 1, "folds": None, "cells": len(scored.classes), "classes": len(np.unique(scored.classes)),
+               "groups": None}
+    rows = [
+        report.row(
+            method, MODEL_KIND if method[0] == MODEL else BASELINE_KIND, scored.overlap if method[0] == MODEL else UNSEEN,
+            scores[method], [float(scores[method].accuracy[0])], r2.get(method[0]), given, counted,
+        )
+        for method in predictions
     ]
-    ahead = differences_of(scores)
+    ahead = report.differences_of(scores, [MODEL])
     details = {
         "protocol": _protocol(names), "source": sources, "shared_genes": genes.number, **origin(model, scored, seed),
         "train_cells": {**learnt.counted, "classes": learnt.class_sizes(), "dropped_classes": learnt.dropped_classes},
         "differences": ahead,
+        "strengths": strengths_of(found),
+        "confusion": (confusion := report.confusions(scored.classes, predictions, scored.class_names)),
     }
-    said = [*sentences(ahead, depth_r2), *_said(learnt, scored, names, genes)]
-    return Table(f"Transfer of {label} from {names[0]} to {names[1]}", table, COLUMNS, said, details)
+    said = [*report.sentences(ahead, r2, [MODEL]), *_said(learnt, scored, names, genes), *spoken_values]
+    title = f"Transfer of {label} from {names[0]} to {names[1]}"
+    return Table(title, rows, COLUMNS, said, details, {"confusion.csv": report.confusion_csv(confusion)}, "accuracy")
 
 
 def share_genes(first: AnnDataSource, second: AnnDataSource) -> SharedGenes:
@@ -159,47 +161,47 @@ def _columns(counts: scipy.sparse.csr_matrix, genes: np.ndarray, number: int) ->
 
 
 def _read_scored(
-    model: ExpressionModel, learnt: LabelledCells, first: AnnDataSource, second: AnnDataSource, label: str, *,
+    model: ExpressionModel, learnt: ModelCells, first: AnnDataSource, second: AnnDataSource, label: str, *,
     max_overlap: float, allow_overlap: bool, progress: bool,
-) -> LabelledCells:
+) -> ModelCells:
     """The cells of the second file that are scored, each once, in the classes of the first one; `dropped_classes` are those
     that this one lacks."""
-    read = read_labelled(
+    read, guarded, matching = read_unseen(
         model, second, label, max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress
     )
+    left = read.take(np.flatnonzero(~guarded.cells[read.rows]))
     fingerprints = fingerprint_cells(first, model.vocabulary, np.sort(learnt.hashes), progress)
-    found = leakage.find_copies(model.vocabulary, np.sort(learnt.hashes), fingerprints, second, progress)
-    copies = found.seen[read.rows]
+    copies = leakage.find_copies(model.vocabulary, np.sort(learnt.hashes), fingerprints, second, progress).seen[left.rows]
     if not allow_overlap and copies.sum() > max_overlap * len(copies):
         raise UserError(
             f"{copies.sum():,} of the {len(copies):,} labelled cells of {second.name} are in {first.name} too, and "
             f"{max_overlap:.1%} are allowed: give another --test, --max-overlap 1 to leave these out, or --allow-overlap to "
             "keep them."
         )
-    once = np.zeros(len(copies), dtype=bool)
-    once[np.unique(read.hashes, return_index=True)[1]] = True
-    new = once if allow_overlap else once & ~copies
+    new = np.ones(len(copies), dtype=bool) if allow_overlap else ~copies
     number = {name: code for code, name in enumerate(learnt.class_names)}
-    codes = np.array([number.get(word, -1) for word in read.words], dtype=np.int64)
+    codes = np.array([number.get(word, -1) for word in left.words], dtype=np.int64)
     rows = np.flatnonzero(new & (codes >= 0))
-    lacking, sizes = np.unique(read.words[new & (codes < 0)].astype(str), return_counts=True)
+    lacking, sizes = np.unique(left.words[new & (codes < 0)].astype(str), return_counts=True)
     if len(rows) == 0:
         raise UserError(
             f"no labelled cell of {second.name} that may be scored has a class of {first.name}: there {label!r} is one of "
             f"{', '.join(learnt.class_names)}; here {', '.join(map(str, lacking)) or 'nothing is left'}."
         )
     counted = {
-        **read.counted, "used": len(rows), "duplicates": int((~once).sum()),
-        "in_training_file": int((once & copies).sum()), "in_lacking_classes": int(sizes.sum()),
+        **read.counted, "overlapping": len(read.rows) - len(left.rows), "used": len(rows),
+        "in_training_file": int(copies.sum()), "in_lacking_classes": int(sizes.sum()),
     }
-    return LabelledCells(
-        tokens=take(read.tokens, rows), counts=read.counts[rows], hashes=read.hashes[rows], classes=codes[rows],
-        class_names=learnt.class_names, dropped_classes=dict(zip(lacking.tolist(), sizes.tolist(), strict=True)),
-        counted=counted, overlap=read.overlap, matching=read.matching, seen=read.seen,
+    kept = left.take(rows)
+    tokens, hashes = kept.tokens_on(model.vocabulary)
+    return ModelCells(
+        counts=kept.counts, keys=kept.keys, content=kept.content, classes=codes[rows], class_names=learnt.class_names,
+        dropped_classes=dict(zip(lacking.tolist(), sizes.tolist(), strict=True)), counted=counted, tokens=tokens,
+        hashes=hashes, overlap=guarded.overlap, seen=guarded.seen, matching=matching,
     )
 
 
-def _said(learnt: LabelledCells, scored: LabelledCells, names: tuple[str, str], genes: SharedGenes) -> list[str]:
+def _said(learnt: ModelCells, scored: ModelCells, names: tuple[str, str], genes: SharedGenes) -> list[str]:
     """Which cells and genes took part, in plain words."""
     c, given = scored.counted, scored.overlap == "transductive"
     said = [
@@ -222,10 +224,11 @@ def _said(learnt: LabelledCells, scored: LabelledCells, names: tuple[str, str], 
 
 def _protocol(names: tuple[str, str]) -> str:
     return (
-        f"label transfer: everything is fitted on the labelled cells of {names[0]} and scored on those of {names[1]} whose "
-        f"class it has; k-NN: k = {probes.NEIGHBOURS}, Euclidean, unweighted; linear: multinomial logistic regression, L2, "
-        "C = 1, on features standardised by the training cells (not standardised for variable genes); baselines on the genes "
-        "of both files, totals too; macro-F1 over the classes of the scored cells; intervals: 2.5 and 97.5 percentiles of "
-        f"{RESAMPLES:,} bootstrap resamples of the scored cells, the same for all methods"
+        f"label transfer: everything is fitted on four fifths of the labelled cells of {names[0]}, stratified, and scored on "
+        f"those cells of {names[1]} whose class it has; k-NN: k = {probes.NEIGHBOURS}, Euclidean, unweighted; linear: "
+        f"multinomial logistic regression, L2, C of {', '.join(f'{strength:g}' for strength in GRID)} chosen by balanced "
+        f"accuracy on the fifth part of {names[0]}, on features standardised by the training cells (not standardised for "
+        "variable genes); baselines on the genes of both files, totals too; macro-F1 over the classes of the scored cells; "
+        f"intervals: 2.5 and 97.5 percentiles of {RESAMPLES:,} bootstrap resamples of the scored cells, the same for all "
+        "methods"
     )
-
