@@ -25,6 +25,8 @@ VERBS = {  # config of the verb → the function that runs it
     config.ClassificationConfig: "scbench.evaluation.classification:run_classification",
     config.PerturbationConfig: "scbench.evaluation.perturbation.benchmark:run_perturbation",
     config.SuiteConfig: "scbench.evaluation.suite:run_suite",
+    config.CountsConfig: "scbench.evaluation.count_splitting:run_counts",
+    config.ThinConfig: "scbench.evaluation.count_thinning:run_thin",
     config.EvaluateConfig: "scbench.evaluation.evaluate:run_evaluate",
     config.DemoConfig: "scbench.evaluation.demo:run_demo",
     config.CompareConfig: "scbench.evaluation.compare:run_compare",
@@ -39,6 +41,8 @@ def parse(arguments: list[str]) -> config.Common:
     benchmark = SubcommandApp()
     benchmark.command(config.ClassificationConfig, name="classification")
     benchmark.command(config.PerturbationConfig, name="perturbation")
+    benchmark.command(config.CountsConfig, name="counts")
+    benchmark.command(config.ThinConfig, name="thin")
     benchmark.command(config.SuiteConfig, name="suite")
     app = SubcommandApp()
     app.command(config.DemoConfig, name="demo")

@@ -5,6 +5,7 @@ Nothing here imports torch, so `scbench --help` answers at once.
 
 from scbench.config.common import Common, Values
 from scbench.config.comparison import CompareConfig
+from scbench.config.counts import CountsConfig, ThinConfig
 from scbench.config.data import Fractional, InfoConfig, MergeConfig, PrepareConfig, VerifyConfig
 from scbench.config.evaluation import ClassificationConfig, DemoConfig, EmbedConfig, EvaluateConfig
 from scbench.config.export import ExportConfig
@@ -33,6 +34,7 @@ __all__ = [
     "ClassificationConfig",
     "Common",
     "CompareConfig",
+    "CountsConfig",
     "DemoConfig",
     "EmbedConfig",
     "EvaluateConfig",
@@ -50,6 +52,7 @@ __all__ = [
     "PrepareConfig",
     "PretrainConfig",
     "SuiteConfig",
+    "ThinConfig",
     "Values",
     "VerifyConfig",
 ]
