@@ -32,6 +32,7 @@ from scbench.errors import UserError
 from scbench.evaluation import baselines, embed, probes
 from scbench.evaluation.classification import origin, untrained_twin
 from scbench.evaluation.classification_report import BASELINE_KIND, MODEL, MODEL_KIND
+from scbench.evaluation.label_flags import flags
 from scbench.evaluation.labelled_cells import ModelCells, read_cells
 from scbench.evaluation.probing import DEPTH, GENES, KNN, LINEAR, MAJORITY, NO_PROBE, PCA, SMALL, UNTRAINED, Method
 from scbench.evaluation.progress import progress_bar
@@ -212,7 +213,8 @@ def benchmark_aaai2025(
             raise UserError(f"{opened.name}: 70 % of {len(cells.classes)} cells are fewer than the {probes.NEIGHBOURS} "
                             "training cells that k-NN needs: give more labelled cells.")
         nearest = not (isinstance(opened, ReferencePtSource) and label == PERTURBED)
-        details = {"protocol": _protocol(model), "source": described(opened)}
+        flagged = flags(opened.obs, label)
+        details = {"protocol": _protocol(model), "source": described(opened), **flagged.details()}
         spoken_values = values_sentences(opened)
     networks = {MODEL: model, UNTRAINED: untrained_twin(model, seed)}
     trials = run_trials(cells, networks, seed, nearest=nearest, progress=progress)
@@ -236,7 +238,8 @@ def benchmark_aaai2025(
         ],
     }
     title = f"Classification of {label} in {details['source']['name']}, protocol {PROTOCOL}"
-    return Table(title, rows, COLUMNS, [*_sentences(trials), *cells.sentences(), *spoken_values], details)
+    said = [*_sentences(trials), *cells.sentences(), *spoken_values, *flagged.sentences]
+    return Table(title, rows, COLUMNS, said, details, metric="accuracy")
 
 
 def _sentences(trials: Trials) -> list[str]:

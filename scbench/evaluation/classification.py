@@ -26,6 +26,7 @@ from scbench.evaluation import classification_report as report
 from scbench.evaluation.classification_report import BASELINE_KIND, COLUMNS, MODEL, MODEL_KIND, untrained_name
 from scbench.evaluation.external import ExternalEmbedding, ExternalPredictions, open_model
 from scbench.evaluation.folds import FEWEST_FOLDS, TASK, draw_split, parts_of
+from scbench.evaluation.label_flags import flags
 from scbench.evaluation.labelled_cells import (
     NOT_CHECKABLE,
     TRANSDUCTIVE,
@@ -136,7 +137,8 @@ def benchmark_classification(
         embeddings = _embed(models, taken, opened, seed, progress)
         given = {"task": TASK, "dataset": opened.name, "label": label, "values": described(opened)["values"],
                  "protocol": f"{taken.split.folds}-fold by {'cell' if group is None else group}"}
-        details = {"source": described(opened)}
+        flagged = flags(opened.obs, label)
+        details = {"source": described(opened), **flagged.details()}
         spoken_values = values_sentences(opened)
     read, cells, split = taken.read, taken.cells, taken.split
     splits = parts_of(split, read, cells)
@@ -173,6 +175,7 @@ def benchmark_classification(
     said = [
         *report.sentences(differences, r2, list(models)), *report.seeds_sentences(rows),
         *report.groups_sentences(group, groups), *cells.sentences(), *_guard_sentences(taken.guards), *spoken_values,
+        *flagged.sentences,
         *([] if scvi else ["scVI was not run: give --scvi, with scvi-tools installed."]),
     ]
     title = f"Classification of {label} in {opened.name}"

@@ -37,7 +37,11 @@ class LabelFlags(NamedTuple):
     """What was found."""
 
     sentences: list[str]
-    record: dict  # the same and more, JSON-able: origin, parents, ontology, clusters, samples
+    record: dict  # what they are drawn from, JSON-able: origin, parents, ontology, clusters, samples
+
+    def details(self) -> dict:
+        """Both, as details of a table."""
+        return {"label_flags": {"sentences": self.sentences, **self.record}}
 
 
 def flags(obs: pd.DataFrame, label: str, origin: str | None = None) -> LabelFlags:

@@ -37,7 +37,7 @@ KEYS: dict[str, tuple[object, tuple[str, ...]]] = {  # key → what it may be, a
     "path": (TEXTS, TASKS),
     "layer": (TEXT, TASKS),
     "genes_column": (TEXT, TASKS),
-    "values": (get_args(Values), (CLASSIFICATION, PERTURBATION)),
+    "values": (get_args(Values), TASKS),
     "source": (TEXT, TASKS),  # where the data come from
     "note": (TEXT, TASKS),  # how to put them in place, and what else to know
     "protocol": (PROTOCOLS, (CLASSIFICATION, PERTURBATION)),
@@ -123,7 +123,7 @@ def read_suite(suite: Path | str) -> Suite:
     title = held.get("title", Path(suite).stem)
     _check(title, TEXT, "title", str(suite))
     numbers = {}
-    for key, default, least in [("seeds", 3, 1), ("folds", 5, 2)]:
+    for key, default, least in [("seeds", 3, 1), ("folds", 5, 3)]:
         numbers[key] = held.get(key, default)
         if type(numbers[key]) is not int or numbers[key] < least:
             raise UserError(f"{suite}: {key} is {numbers[key]!r}: give a whole number of at least {least}.")

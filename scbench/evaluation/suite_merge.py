@@ -9,7 +9,9 @@ from scbench.evaluation.aaai2025_perturbation import BASE, NOTHING, PROMPT
 from scbench.evaluation.classification_report import MODEL, untrained_name
 from scbench.evaluation.report import Table
 
-OWN = {MODEL: "{}", PROMPT: "{}", untrained_name(MODEL): untrained_name("{}"), BASE: f"{BASE}, {{}}", NOTHING: f"{NOTHING}, {{}}"}
+OWN = {  # what depends on the model, and what it is called beside others
+    MODEL: "{}", PROMPT: "{}", untrained_name(MODEL): untrained_name("{}"), BASE: f"{{}}, {BASE}", NOTHING: f"{{}}, {NOTHING}",
+}
 
 
 def merge(tables: Mapping[str, Sequence[Table]]) -> Table:

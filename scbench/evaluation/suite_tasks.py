@@ -7,6 +7,7 @@ from scbench.data.sources.reference_pt import CLASS, PERTURBED, is_reference_pt
 from scbench.errors import UserError
 from scbench.evaluation.aaai2025 import benchmark_aaai2025
 from scbench.evaluation.classification import benchmark_classification
+from scbench.evaluation.count_splitting import benchmark_counts
 from scbench.evaluation.perturbation.benchmark import benchmark_perturbation
 from scbench.evaluation.report import Table
 from scbench.evaluation.split_files import Split, read_split
@@ -44,13 +45,10 @@ def run(
         max_overlap, allow_overlap, seed, progress.
     """
     split = None if dataset.split_file is None else read_split(folder / dataset.split_file)
-    options = {**options, "layer": dataset.layer, "genes_column": dataset.genes_column}
+    options = {**options, "layer": dataset.layer, "genes_column": dataset.genes_column, "values": dataset.values}
     options |= {} if dataset.protocol == AAAI2025 else {"seeds": seeds, "folds": folds}
     if dataset.task == COUNTS:
-        from scbench.evaluation.counts import benchmark_counts  # not there yet
-
         return benchmark_counts(models, file, group=dataset.group, split=split, **options)
-    options["values"] = dataset.values
     if dataset.task == CLASSIFICATION:
         return _classification(dataset, file, models, split, scvi, options)
     return _perturbation(dataset, file, models, split, options)

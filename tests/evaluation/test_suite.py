@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from scipy.stats import wilcoxon
 
 from scbench.cli import main
 from scbench.errors import UserError
-from scbench.evaluation import suite, suite_tasks
+from scbench.evaluation import report, suite, suite_tasks
+from scbench.evaluation.classification import benchmark_classification
 from scbench.evaluation.report import Column, Table
 from scbench.evaluation.suite import benchmark_suite
 from scbench.evaluation.suite_models import name_models
@@ -187,6 +189,8 @@ def test_wilcoxon_over_the_data_sets_is_scipys(folder, asked, monkeypatch):
         return table
 
     monkeypatch.setattr(suite_tasks, "run", table_of)
+    monkeypatch.setattr(suite, "forest_plot", lambda *_: None)
+    monkeypatch.setattr(report, "forest_plot", lambda *_: None)
     table = run(folder)
     tests = {(one["baseline"], one["baseline_probe"]): one for one in table.details["wilcoxon"]}
     assert tests["PCA", "linear"]["p"] == pytest.approx(wilcoxon(differences).pvalue)
@@ -226,3 +230,38 @@ def test_a_suite_needs_a_model(folder, capsys):
         main(["benchmark", "suite", str(folder / "suite.toml"), "-o", str(folder / "results")])
     assert stop.value.code == 2
     assert "--model is missing" in capsys.readouterr().err
+
+
+@pytest.fixture
+def real(tmp_path, planted_cells, model) -> Path:
+    """Two planted sets, one of which has no label at all in a third entry, and a model's directory."""
+    planted_cells(120, seed=1).write_h5ad(tmp_path / "first.h5ad")
+    cells = planted_cells(90, seed=2)
+    cells.obs["donor"] = [f"donor {number % 5}" for number in range(90)]
+    cells.obsm["X_theirs"] = np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32)
+    cells.write_h5ad(tmp_path / "second.h5ad")
+    model.save_pretrained(tmp_path / "model", {})
+    (tmp_path / "suite.toml").write_text(SUITE.replace('second.h5ad"\n', 'second.h5ad"\ngroup = "donor"\n'))
+    return tmp_path
+
+
+def test_rows_equal_those_of_the_single_benchmarks(real, model):
+    """The first set has no obsm: it fails when an embedding of obsm is asked for, and the second goes on."""
+    table = benchmark_suite(real / "suite.toml", {"ours": [str(real / "model")]}, real / "results")
+    alone = {
+        "first": benchmark_classification({"ours": [model]}, real / "first.h5ad", "type", seeds=1, folds=3),
+        "second": benchmark_classification({"ours": [model]}, real / "second.h5ad", "type", group="donor", seeds=1, folds=3),
+    }
+    expected = [{**row, "dataset": name} for name, own in alone.items() for row in own.rows]
+    for found, wanted in zip(table.rows[:-1], expected, strict=True):
+        assert {field: found[field] for field in wanted} == wanted
+        assert (found["metric"], found["value"]) == ("accuracy", wanted["accuracy"])
+        assert (found["value_low"], found["value_high"]) == (wanted["accuracy_low"], wanted["accuracy_high"])
+    assert table.rows[-1]["status"] == "missing"
+    single = json.loads((real / "results" / "classification" / "first" / "results.json").read_text())
+    assert single["split_sha256"] == alone["first"].details["split_sha256"]
+    both = {"ours": [str(real / "model")], "theirs": ["obsm:X_theirs"]}
+    beside = benchmark_suite(real / "suite.toml", both, real / "both")
+    assert [one["status"] for one in beside.details["data_sets"]] == ["failed", "done", "missing"]
+    assert "X_theirs" in beside.rows[0]["reason"]
+    assert {row["model"] for row in beside.rows if row["kind"] == "model"} == {"ours", "theirs"}
