@@ -27,37 +27,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scbench.config import Values
 from scbench.data.batch import CellBatch
 from scbench.data.cells import CellTokens
 from scbench.data.sampler import CellSampler, Sampled
 from scbench.data.sources.anndata import AnnDataSource
-from scbench.data.sources.reference_pt import CONTROL, PERTURBED, ReferencePtSource, is_reference_pt
+from scbench.data.sources.reference_pt import CONTROL, CONTROL_NAME, PERTURBED, ReferencePtSource, is_reference_pt
 from scbench.errors import UserError
+from scbench.evaluation import aaai2025_prompt_report as report
 from scbench.evaluation import embed
 from scbench.evaluation.aaai2025 import LEARNING_RATE, PROTOCOL, TRIALS, split_cells
+from scbench.evaluation.aaai2025_prompt_report import BASE, GENE_MEAN, NOTHING, PROMPT
 from scbench.evaluation.labelled_cells import NOT_CHECKABLE, read_unseen
 from scbench.evaluation.perturbation.features import target_tokens
 from scbench.evaluation.perturbation.names import targets_of
 from scbench.evaluation.progress import progress_bar
-from scbench.evaluation.reference_cells import labelled_source
-from scbench.evaluation.report import Column, Table
+from scbench.evaluation.reference_cells import labelled_source, values_sentences
+from scbench.evaluation.report import Table
 from scbench.kernels import random
 from scbench.kernels.random import Stream
 from scbench.models.model import ExpressionModel
 
 BATCH_CELLS, EPOCHS = 128, 50  # of both stages
-PROMPT, BASE, NOTHING, GENE_MEAN = "prompt", "base prompt only", "no prompt", "gene mean"
 _UNKNOWN = -2  # where a perturbed gene's token would be
 _PROMPTS = 21  # what a key of Stream.EVALUATION decides, beside those of the other files
 SPLIT, DRAW, BASE_ORDER, PROMPT_ORDER, START = range(5)  # and what a trial's
-
-COLUMNS = [
-    Column("prediction", ("model",)),
-    Column("MSE ± SD", ("mse", "mse_sd"), "{:.4f} ± {:.4f}"),
-    Column("perturbations", ("split",)),
-    Column("overlap", ("overlap",)),
-]
-
 
 class PromptCells(NamedTuple):
     """Perturbed cells and controls, each once, on the model's vocabulary."""
@@ -68,6 +62,9 @@ class PromptCells(NamedTuple):
     perturbed: np.ndarray  # int64 [cells], token id of the perturbed gene, or CONTROL
     overlap: str = NOT_CHECKABLE  # as in LabelledCells
     left_out: dict[str, int] | None = None  # perturbations of several or unknown genes, and how many cells have each
+    column: str = PERTURBED  # that names the perturbations
+    values: str = "as_is"  # what the file holds
+    said: tuple[str, ...] = ()  # of these values
 
 
 def read_prompt_cells(
@@ -76,6 +73,7 @@ def read_prompt_cells(
     column: str | None = None,
     control: str = "control",
     *,
+    values: Values = "counts",
     layer: str | None = None,
     genes_column: str | None = None,
     max_overlap: float = 0.01,
@@ -92,7 +90,7 @@ def read_prompt_cells(
         Raw counts, or the reference's .pt file with `single_ctrl`.
     column, control
         The column of obs that names each cell's perturbation, and what it calls controls; a .pt file implies both.
-    layer, genes_column, max_overlap, allow_overlap, progress
+    values, layer, genes_column, max_overlap, allow_overlap, progress
         As in `benchmark_classification`.
 
     Raises
@@ -101,7 +99,7 @@ def read_prompt_cells(
         If the source can't be read, has no controls, or if the model has seen too many of its cells.
     """
     column = PERTURBED if is_reference_pt(source) else column
-    with labelled_source(model, source, column, layer=layer, genes_column=genes_column) as (opened, column):
+    with labelled_source(model, source, column, layer=layer, genes_column=genes_column, values=values) as (opened, column):
         read, guarded, _ = read_unseen(
             model, opened, column, max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress
         )
@@ -112,7 +110,10 @@ def read_prompt_cells(
             perturbed, left_out = _perturbed_genes(model, opened, read.words, control)
     kept = perturbed != _UNKNOWN
     tokens, hashes = read.take(np.flatnonzero(kept)).tokens_on(model.vocabulary)
-    return PromptCells(opened.name, tokens, hashes, perturbed[kept], guarded.overlap, left_out)
+    return PromptCells(
+        opened.name, tokens, hashes, perturbed[kept], guarded.overlap, left_out, column, opened.values,
+        tuple(values_sentences(opened)),
+    )
 
 
 def _perturbed_genes(
@@ -128,6 +129,43 @@ def _perturbed_genes(
     token_of |= {word: CONTROL for word, names in targets.items() if not names}
     left_out = Counter(word for word in words.tolist() if token_of[word] == _UNKNOWN)
     return np.array([token_of[word] for word in words], dtype=np.int64), dict(sorted(left_out.items()))
+
+
+def benchmark_prompts_of(
+    model: ExpressionModel,
+    source: AnnDataSource | anndata.AnnData | Path | str,
+    perturbation_column: str | None = None,
+    control: str | None = None,
+    *,
+    unseen: bool = False,
+    values: Values = "counts",
+    layer: str | None = None,
+    genes_column: str | None = None,
+    max_overlap: float = 0.01,
+    allow_overlap: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+) -> Table:
+    """The table of one model on the cells of a file: `benchmark_prompts` of `read_prompt_cells`, with their parameters.
+
+    `perturbation_column`, `control`: of AnnData; a .pt file implies both.
+
+    Raises
+    ------
+    UserError
+        As these two; or if the model is none of ours, or a column or control is missing.
+    """
+    if not isinstance(model, ExpressionModel):
+        raise UserError(f"the protocol {PROTOCOL} learns prompts on the network itself, and {model.name} is none: give a "
+                        "model directory, or choose the default protocol.")
+    if not is_reference_pt(source) and (perturbation_column is None or control is None):
+        raise UserError("--perturbation-column and --control must be given for AnnData: say which column of obs names the "
+                        "perturbations, and what it calls controls.")
+    cells = read_prompt_cells(
+        model, source, perturbation_column, control or CONTROL_NAME, values=values, layer=layer, genes_column=genes_column,
+        max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress,
+    )
+    return benchmark_prompts(model, cells, unseen=unseen, seed=seed, progress=progress)
 
 
 def benchmark_prompts(
@@ -164,26 +202,28 @@ def benchmark_prompts(
             tested.append(cells_tested)
             advance(1)
     genes = np.unique(cells.perturbed[cells.perturbed != CONTROL])
-    split = "unseen" if unseen else "seen in training"
+    common = {
+        "protocol": PROTOCOL, "split": "unseen" if unseen else "seen in training", "values": cells.values, "seeds": TRIALS,
+        "cells": len(cells.hashes), "perturbations": len(genes),
+    }
     rows = [
-        {
-            "task": "perturbation prediction", "dataset": cells.name, "model": name, "protocol": PROTOCOL, "split": split,
-            "overlap": cells.overlap, "mse": float(np.mean(scores)), "mse_sd": float(np.std(scores)), "seeds": TRIALS,
-            "cells": len(cells.hashes), "perturbations": len(genes),
-        }
+        {"task": "perturbation", "dataset": cells.name, "perturbation_column": cells.column,
+         **report.row(name, scores, cells.overlap), **common}
         for name, scores in errors.items()
     ]
     details = {
         "protocol": _protocol(model, unseen),
         "model": {"fingerprint": embed.fingerprint(model), "provenance": model.provenance},
-        "values": model.config.preprocess,
+        "preprocess": model.config.preprocess,
         "left_out": cells.left_out,
         "trials": [{"model": name, "mse": scores} for name, scores in errors.items()],
+        "comparisons": report.comparisons(errors),
         "test_cells": tested,
         "seed": seed,
     }
     title = f"Perturbation prediction in {cells.name}, protocol {PROTOCOL}"
-    return Table(title, rows, COLUMNS, _sentences(errors, cells), details)
+    said = [*report.sentences(errors, cells.left_out or {}, unseen), *cells.said]
+    return Table(title, rows, report.COLUMNS, said, details, metric="mse")
 
 
 def run_trial(model: ExpressionModel, cells: PromptCells, unseen: bool, key: int) -> tuple[dict[str, float], int]:
@@ -297,22 +337,6 @@ def _check(cells: PromptCells, unseen: bool) -> None:
     if not (cells.perturbed == CONTROL).any():
         raise UserError(f"{cells.name} has no control cell ({PERTURBED} {CONTROL}), from which the base prompt is learnt: "
                         "give a file with controls.")
-
-
-def _sentences(errors: dict[str, list[float]], cells: PromptCells) -> list[str]:
-    ahead = []
-    for name, scores in errors.items():
-        if name != PROMPT:
-            differences = np.subtract(errors[PROMPT], scores)
-            lower = f"lower in {int((differences < 0).sum())} of {len(scores)} trials"
-            ahead.append(f"{name} by {differences.mean():+.4f} ({lower})")
-    left_out = ", ".join(f"{name} ({size})" for name, size in (cells.left_out or {}).items())
-    return [
-        f"The prompt's MSE differs from that of {', '.join(ahead)}; below 0 it is better.",
-        "What is asked about are genes that the held-out cell expresses, drawn by its own values: which genes those are is "
-        "given away, and no zero is ever scored. The SD is over trials that share cells.",
-        *([f"Left out, because they name several genes or one that the model lacks: {left_out}."] if left_out else []),
-    ]
 
 
 def _protocol(model: ExpressionModel, unseen: bool) -> str:

@@ -1,6 +1,7 @@
 """Prompts on a frozen network against a plain re-statement on the reference's dense forward pass."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import anndata
@@ -9,19 +10,24 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
+from scipy import stats
 from torch import nn
 
+from scbench.cli import main
 from scbench.data.batch import CellBatch
 from scbench.data.cells import CellTokens, content_hash
 from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
 from scbench.evaluation import aaai2025_perturbation
+from scbench.evaluation import aaai2025_prompt_report as prompt_report
 from scbench.evaluation.aaai2025_perturbation import (
     PromptCells,
     benchmark_prompts,
+    benchmark_prompts_of,
     read_prompt_cells,
     split_perturbed,
 )
+from scbench.evaluation.external import ExternalEmbedding
 from scbench.kernels import random
 from scbench.kernels.random import Stream
 from scbench.models.import_reference import import_reference
@@ -34,6 +40,7 @@ _spec.loader.exec_module(reference)
 VOCABULARY = Vocabulary.build(f"GENE{i:02d}" for i in range(60))
 MAX_GENES, WIDTH = 15, 16
 PERTURBED = [-1, 7, 31, 50]
+NAMES = {-1: "NT", 7: "GENE07", 31: "GENE31", 50: "GENE50"}
 
 
 @pytest.fixture
@@ -206,6 +213,19 @@ def test_a_planted_effect_is_learnt_and_shuffled_perturbations_are_not(networks,
     assert found[1]["prompt"] > 0.9 * found[1]["base prompt only"], found
 
 
+def test_intervals_and_comparisons_take_the_variance_of_repeated_splits():
+    errors = {"prompt": [1.0, 2.0, 4.0, 3.0, 5.0], "no prompt": [2.0, 2.5, 4.5, 4.0, 6.0], "gene mean": [9.0] * 5}
+    row = prompt_report.row("prompt", errors["prompt"], "unseen")
+    half = stats.t.ppf(0.975, 4) * np.sqrt((1 / 5 + 3 / 7) * np.var(errors["prompt"], ddof=1))
+    assert (row["mse"], row["mse_low"], row["mse_high"]) == pytest.approx((3, 3 - half, 3 + half))
+    first, second = prompt_report.comparisons(errors)
+    assert (first["baseline"], first["verdict"], second["baseline"]) == ("no prompt", "beats", "gene mean")
+    assert first["value"] == pytest.approx(-0.8)
+    half = stats.t.ppf(0.975, 4) * np.sqrt((1 / 5 + 3 / 7) * np.var([1, 0.5, 0.5, 1, 1], ddof=1))
+    assert first["high"] == pytest.approx(-0.8 + half)
+    assert "beats the best baseline, no prompt (-0.8000" in prompt_report.sentences(errors, {}, True)[0]
+
+
 def test_what_is_held_out(cells):
     for key in range(20):
         train, test = split_perturbed(cells, True, key)
@@ -272,11 +292,42 @@ def test_the_cells_of_an_anndata(networks, cells):
         read_prompt_cells(model, as_anndata(cells, names), "condition", "NTC")
 
 
+def test_the_verb(networks, cells, write_pt, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(aaai2025_perturbation, "TRIALS", 2)
+    monkeypatch.setattr(aaai2025_perturbation, "EPOCHS", 1)
+    model = networks()[1]
+    model.save_pretrained(tmp_path / "model", model.provenance)
+    path = write_pt(single_ctrl=cells.perturbed.tolist())
+    arguments = ["benchmark", "perturbation", str(tmp_path / "model"), str(path), "-o", str(tmp_path / "out"), "--unseen",
+                 "--protocol", "aaai2025", "--json"]
+    main(arguments)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (tmp_path / "out" / "forest.png").exists()
+    kinds = [(row["model"], row["kind"], row["split"], row["values"], row["task"]) for row in printed["rows"]]
+    assert kinds == [
+        (name, kind, "unseen", "as_is", "perturbation") for name, kind in
+        [("prompt", "model"), ("base prompt only", "baseline"), ("no prompt", "baseline"), ("gene mean", "baseline")]
+    ]
+    table = benchmark_prompts_of(model, as_anndata(cells, NAMES), "condition", "NT", unseen=True)
+    assert [row["mse"] for row in table.rows] == [row["mse"] for row in printed["rows"]]
+    for changed, message in [
+        (["--control", "NT"], "implies --perturbation-column and --control"), (["--folds", "4"], "--folds is no part of"),
+        (["--total-counts-column", "n"], "--total-counts-column is no part of"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments[:4], "-o", str(tmp_path / "again"), "--protocol", "aaai2025", *changed])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+
+
 def test_bad_input_is_one_sentence(networks, cells, write_pt):
     model = networks()[1]
     few = PromptCells("few", *(cells[1:3]), np.where(np.arange(60) == 0, -1, 7))
     for message, call in [
         ("has no column 'single_ctrl' in obs", lambda: read_prompt_cells(model, write_pt(cls_name=["a"] * 60))),
+        ("--perturbation-column and --control must be given", lambda: benchmark_prompts_of(model, as_anndata(cells, NAMES))),
+        ("X_other is none: give a model directory", lambda: benchmark_prompts_of(ExternalEmbedding("obsm:X_other"), "a.pt")),
         ("planted has no control cell", lambda: benchmark_prompts(model, cells._replace(perturbed=np.full(60, 7)))),
         ("planted has 0 perturbed genes", lambda: benchmark_prompts(model, cells._replace(perturbed=np.full(60, -1)))),
         ("few has 1 perturbed genes, and two are needed", lambda: benchmark_prompts(model, few, unseen=True)),

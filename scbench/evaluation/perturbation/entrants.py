@@ -97,7 +97,7 @@ def networks_of(entrants: Iterable[Entrant]) -> dict[str, ExpressionModel]:
 
 def untrained_name(entrant: Entrant) -> str:
     """What the untrained twin of an entrant is called."""
-    return UNTRAINED if entrant.name == MODEL else f"untrained {entrant.name}"
+    return UNTRAINED if entrant.name == MODEL else f"{entrant.name}, {UNTRAINED}"
 
 
 def random_name(width: int, widths: Iterable[int]) -> str:
