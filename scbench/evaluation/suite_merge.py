@@ -5,7 +5,7 @@ from statistics import fmean
 
 import numpy as np
 
-from scbench.evaluation.aaai2025_perturbation import BASE, NOTHING, PROMPT
+from scbench.evaluation.aaai2025_prompt_report import BASE, NOTHING, PROMPT
 from scbench.evaluation.classification_report import MODEL, untrained_name
 from scbench.evaluation.report import Table
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from scbench.data.sources.reference_pt import CLASS, PERTURBED, is_reference_pt
 from scbench.errors import UserError
 from scbench.evaluation.aaai2025 import benchmark_aaai2025
+from scbench.evaluation.aaai2025_perturbation import benchmark_prompts_of
 from scbench.evaluation.classification import benchmark_classification
 from scbench.evaluation.count_splitting import benchmark_counts
 from scbench.evaluation.perturbation.benchmark import benchmark_perturbation
@@ -67,8 +68,6 @@ def _classification(
 def _perturbation(dataset: DataSet, file: Path, models: Models, split: Split | None, options: dict) -> Table:
     column, control = (None, None) if is_reference_pt(file) else (dataset.perturbation_column, dataset.control)
     if dataset.protocol == AAAI2025:
-        from scbench.evaluation.aaai2025_perturbation import benchmark_prompts_of  # not there yet
-
         unseen = dataset.split == UNSEEN
         return _each(models, lambda model: benchmark_prompts_of(model, file, column, control, unseen=unseen, **options))
     if column is None:
