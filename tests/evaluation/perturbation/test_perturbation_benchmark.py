@@ -209,7 +209,7 @@ def test_totals(planted):
     np.testing.assert_allclose(scaled.studies[0].values.toarray(), np.log1p(1e3 * shares), rtol=1e-5)
     np.testing.assert_allclose(whole.studies[0].values.toarray(), np.log1p(1e4 * shares), rtol=1e-5)
     assert (scaled.totals, whole.totals) == ("column total", "panel")
-    with pytest.raises(UserError, match="has 80 genes only, whose sum is no cell's total: .* --total-counts-column panel"):
+    with pytest.raises(UserError, match=r"has 80 genes only, whose sum is no cell's total: .* --total-counts-column panel"):
         read_perturbed_cells(source, named)
 
 
