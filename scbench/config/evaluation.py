@@ -84,16 +84,16 @@ class ClassificationConfig(Common):
             raise UserError("give either one file of labelled cells, or both --train and --test, for label transfer.")
         drawn = [self.seeds, self.folds] != [3, 5]
         folded = [option for option, given in [
-            ("--seeds and --folds", drawn), ("--group", self.group is not None),
-            ("--split-file", self.split_file is not None), ("--scvi", self.scvi),
+            ("--seeds and --folds are", drawn), ("--group is", self.group is not None),
+            ("--split-file is", self.split_file is not None), ("--scvi is", self.scvi),
         ] if given]
         if self.train is not None:
             if self.label is None:
                 raise UserError("--label is missing: say which column of obs, in both files, holds the labels.")
             if self.protocol == "aaai2025" or folded:
-                raise UserError(f"{folded[0] if folded else '--protocol'} is no part of label transfer: leave it out.")
+                raise UserError(f"{folded[0] if folded else '--protocol is'} no part of label transfer: leave that out.")
         if self.protocol == "aaai2025" and folded:
-            raise UserError(f"{folded[0]} is no part of --protocol aaai2025, which has 5 trials by cell: leave it out.")
+            raise UserError(f"{folded[0]} no part of --protocol aaai2025, which has 5 trials by cell: leave that out.")
         if self.split_file is not None and drawn:
             raise UserError("--seeds and --folds are those of --split-file: leave them out.")
         if not 0 <= self.max_overlap <= 1:

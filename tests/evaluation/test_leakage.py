@@ -201,14 +201,14 @@ def test_the_benchmark_refuses_above_one_percent_and_reports_every_stage(store, 
     cells = anndata.concat([new, change(make(60, 0), 0.1)])
     seen = int(find_seen_cells(model, cells).seen.sum())
     with pytest.raises(UserError, match=rf"on {seen} of the 200 .*{seen} by barcode.*--max-overlap 1 .*--allow-overlap"):
-        benchmark_classification(model, cells, "type", seeds=1, folds=2)
-    table = benchmark_classification(model, cells, "type", seeds=1, folds=2, max_overlap=1)
-    assert table.details["cells"]["overlapping"] == table.details["cells"]["seen"]["barcode"] == seen
+        benchmark_classification(model, cells, "type", seeds=1, folds=3)
+    table = benchmark_classification(model, cells, "type", seeds=1, folds=3, max_overlap=1)
+    assert table.details["cells"]["overlapping"] == table.details["models"]["trained model"][0]["seen"]["barcode"] == seen
     assert table.details["cells"]["used"] == 200 - seen
     assert any(f"{seen} by barcode" in sentence for sentence in table.sentences)
-    kept = benchmark_classification(model, cells, "type", seeds=1, folds=2, allow_overlap=True)
+    kept = benchmark_classification(model, cells, "type", seeds=1, folds=3, allow_overlap=True)
     assert kept.details["cells"]["used"] == 200
-    assert kept.details["cells"]["seen"]["barcode"] == seen
+    assert kept.details["models"]["trained model"][0]["seen"]["barcode"] == seen
 
 
 @real

@@ -5,11 +5,12 @@ import pytest
 import scipy.sparse
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scbench.evaluation import baselines, probes
+from scbench.evaluation import baselines, probes, selection
 
 GENERATOR = np.random.default_rng(0)
 CLASSES = GENERATOR.integers(0, 3, 200)
@@ -32,9 +33,16 @@ def test_nearest_neighbours_equal_a_hand_written_vote():
 
 
 def test_linear_probe_equals_a_plain_pipeline():
-    plain = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(FEATURES[TRAIN], CLASSES[TRAIN])
-    predicted = probes.linear_probe(FEATURES[TRAIN], CLASSES[TRAIN], FEATURES[TEST])
-    np.testing.assert_array_equal(predicted, plain.predict(FEATURES[TEST]))
+    """At each strength; the best of them on validation cells speaks."""
+    train, validation = TRAIN[:100], TRAIN[100:]
+    plain = [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000)).fit(FEATURES[train], CLASSES[train])
+             for c in (0.001, 0.01, 0.1, 1, 10)]
+    reached = [balanced_accuracy_score(CLASSES[validation], one.predict(FEATURES[validation])) for one in plain]
+    fitted, aside, asked = probes.standardised(FEATURES[train], FEATURES[validation], FEATURES[TEST])
+    chosen = selection.choose_regression(fitted, CLASSES[train], aside, CLASSES[validation], asked)
+    assert chosen.reached == pytest.approx(max(reached))
+    assert chosen.strength == (0.001, 0.01, 0.1, 1, 10)[int(np.argmax(reached))]
+    np.testing.assert_array_equal(chosen.predicted, plain[int(np.argmax(reached))].predict(FEATURES[TEST]))
 
 
 def test_depth_is_read_where_it_is_and_not_where_it_is_not():
@@ -76,6 +84,9 @@ def test_principal_components_span_those_of_a_dense_solver_on_training_cells():
     np.testing.assert_array_equal(fitted, again)
     narrow, _ = baselines.principal_components(values[:, :10], train, test)
     assert narrow.shape == (100, 9)
+    wide, aside, _ = baselines.principal_components(values, train, test[:5], test, components=70)
+    assert (wide.shape, aside.shape) == ((100, 70), (5, 70))
+    np.testing.assert_allclose(wide[:, :20], fitted[:, :20], atol=1e-2)  # the first ones of many are those of few
 
 
 def test_variable_genes_are_those_of_the_largest_variance(monkeypatch):

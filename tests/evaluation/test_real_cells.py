@@ -46,5 +46,5 @@ def test_baselines_score_what_is_known_of_pbmc3k():
     regression = rows["variable genes", "linear"]  # measured elsewhere, once: .914 and .911
     assert regression["accuracy"] == pytest.approx(0.914, abs=0.015)
     assert regression["macro_f1"] == pytest.approx(0.911, abs=0.02)
-    assert rows["PCA", "k-NN"]["accuracy"] > 0.87
+    assert rows["PCA 50", "k-NN"]["accuracy"] > 0.87
     assert table.details["cells"]["unlabelled"] == 62

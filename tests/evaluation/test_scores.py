@@ -1,13 +1,13 @@
-"""Folds, scores and bootstrap intervals, against scikit-learn and the binomial law."""
+"""Folds, scores, confusion and bootstrap intervals, against scikit-learn and the binomial law."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
-from scbench.evaluation.scores import RESAMPLES, interval, score, stratified_folds
+from scbench.evaluation.scores import RESAMPLES, confusion, interval, resamples, score, stratified_folds
 
 
 def random_hashes(n: int) -> np.ndarray:
@@ -43,6 +43,10 @@ def test_scores_equal_scikit_learns_mean_over_repetitions():
     assert found.accuracy.shape == found.macro_f1.shape == (1 + RESAMPLES,)
     assert found.accuracy[0] == pytest.approx(np.mean([accuracy_score(truth, p) for p in predicted]), abs=1e-12)
     assert found.macro_f1[0] == pytest.approx(np.mean([f1_score(truth, p, average="macro") for p in predicted]), abs=1e-12)
+    balanced = np.mean([balanced_accuracy_score(truth, p) for p in predicted])
+    assert found.balanced_accuracy[0] == pytest.approx(balanced, abs=1e-12)
+    expected = sum(confusion_matrix(truth, p, labels=range(5)) for p in predicted)
+    np.testing.assert_array_equal(confusion(truth, predicted, 5), expected)
 
 
 def test_interval_of_accuracy_is_close_to_the_binomial_one():
@@ -83,3 +87,27 @@ def test_the_seed_decides():
     first, again, other = (score(truth, predicted, seed)[0].accuracy for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+def test_a_paired_bootstrap_over_groups_equals_its_few_lines():
+    """A resample draws groups: of 9 donors, some cells count twice and some not at all, and all methods see the same ones."""
+    generator = np.random.default_rng(4)
+    donors = generator.integers(0, 9, 200)
+    truth = generator.integers(0, 3, 200)
+    predicted = {name: np.where(generator.random((2, 200)) < share, truth, 0) for name, share in [("a", 0.8), ("b", 0.6)]}
+    found = score(truth, predicted, 7, donors)
+    rows = np.concatenate(list(resamples(9, 7)))
+    assert rows.shape == (1 + RESAMPLES, 9)
+    assert (rows.sum(axis=1) == 9).all()
+    for number in (0, 1, 500, 1000):
+        drawn = np.concatenate([np.tile(np.flatnonzero(donors == d), int(times)) for d, times in enumerate(rows[number])])
+        for name, repetitions in predicted.items():
+            for metric, oracle in [
+                ("accuracy", accuracy_score), ("balanced_accuracy", balanced_accuracy_score),
+                ("macro_f1", lambda t, p: f1_score(t, p, average="macro", labels=np.unique(t))),
+            ]:
+                expected = np.mean([oracle(truth[drawn], p[drawn]) for p in repetitions])
+                assert getattr(found[name], metric)[number] == pytest.approx(expected, abs=1e-12)
+    difference = interval(found["a"].accuracy - found["b"].accuracy)
+    low, high = np.percentile((found["a"].accuracy - found["b"].accuracy)[1:], [2.5, 97.5])
+    assert (difference.low, difference.high) == (low, high)
