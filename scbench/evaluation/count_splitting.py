@@ -30,7 +30,8 @@ from scbench.evaluation.count_thinning import Halves, read_halves
 from scbench.evaluation.external import ExternalEmbedding, open_model
 from scbench.evaluation.folds import Parts, fold_parts, group_folds
 from scbench.evaluation.labels import FEWEST_GROUPS, read_labels
-from scbench.evaluation.perturbation.entrants import Entrant, entrants_of, guard, untrained_name
+from scbench.evaluation.perturbation.entrants import Entrant, entrants_of, guard, networks_of, untrained_name
+from scbench.evaluation.predictions_files import ExternalPredictions
 from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.reference_cells import described, values_sentences
 from scbench.evaluation.report import Table, screen
@@ -180,36 +181,37 @@ def _draw(cells: Cells, group: str | None, folds: int, seeds: int, seed: int) ->
 
 def _embed(entrants: list[Entrant], halves: Halves, seed: int, progress: bool) -> dict[str, np.ndarray]:
     """Embeddings of half A, float32 [cells, D], by all members of all entrants and an untrained twin of each of ours."""
-    found, tokens = {}, {}
-    for entrant in entrants:
-        networks = {member.name: member.model for member in entrant.members}
-        if entrant.network is not None:
-            networks[untrained_name(entrant)] = untrained_twin(entrant.network, seed)
-        for name, model in networks.items():
-            if not isinstance(model, ExpressionModel):
-                found[name] = _external(model, halves)
-                continue
-            vocabulary = model.vocabulary.fingerprint
-            if vocabulary not in tokens:
-                tokens[vocabulary] = halves.tokens_on(model.vocabulary)
-            with progress_bar(f"embedding, {name}", len(halves.ids), progress) as advance:
-                found[name] = embed.encode(model, *tokens[vocabulary], seed=seed, advance=advance)
+    found = {
+        member.name: _external(member.model, halves) for entrant in entrants for member in entrant.members
+        if not isinstance(member.model, ExpressionModel)
+    }
+    networks = networks_of(entrants)
+    networks |= {
+        untrained_name(entrant): untrained_twin(entrant.network, seed) for entrant in entrants if entrant.network is not None
+    }
+    tokens = {}
+    for name, network in networks.items():
+        vocabulary = network.vocabulary.fingerprint
+        if vocabulary not in tokens:
+            tokens[vocabulary] = halves.tokens_on(network.vocabulary)
+        with progress_bar(f"embedding, {name}", len(halves.ids), progress) as advance:
+            found[name] = embed.encode(network, *tokens[vocabulary], seed=seed, advance=advance)
     return found
 
 
-def _external(model: ExternalEmbedding, halves: Halves) -> np.ndarray:
+def _external(model: ExternalEmbedding | ExternalPredictions, halves: Halves) -> np.ndarray:
     """An embedding from elsewhere of half A; UserError if it is of anything else."""
+    if not isinstance(model, ExternalEmbedding):
+        raise UserError(f"{model.name} holds predictions, and counts are predicted from embeddings here: give a model "
+                        "directory, or embeddings of the file that scbench benchmark thin writes.")
     try:
-        if not isinstance(model, ExternalEmbedding):
-            raise UserError("it is none")
         with AnnDataSource(halves.anndata()) as source:
             return model.values_of(source)
     except UserError as error:
-        reason = str(error).rstrip(".").replace(halves.anndata().obs_names[0], halves.ids[0])
         raise UserError(
-            f"{getattr(model, 'name', model)} is no embedding of this half of the counts of {halves.source}, and one of whole "
-            "cells has seen what is to be predicted: write the half with scbench benchmark thin, under the same --seed, embed "
-            f"that file, and give an .npz or .parquet by its cell ids ({reason})."
+            f"{model.name} is no embedding of this half of the counts of {halves.source}, and one of whole cells has seen "
+            "what is to be predicted: write the half with scbench benchmark thin, under the same --seed, embed that file, and "
+            f"give an .npz or .parquet by its cell ids ({str(error).rstrip('.')})."
         ) from None
 
 
@@ -271,7 +273,8 @@ def _methods(
     features = {name: [array[rows].astype(np.float64) for rows in parts] for name, array in embedded.items()}
     dense = [values[rows].toarray() for rows in parts]
     solver = "covariance_eigh" if dense[0].shape[0] > dense[0].shape[1] else "full"
-    pca = PCA(min(max(widths), len(dense[0]) - 1, dense[0].shape[1]), svd_solver=solver).fit(dense[0])
+    with np.errstate(invalid="ignore"):  # of one gene, the same in all cells, a share of the variance is 0 / 0; nobody asks
+        pca = PCA(min(max(widths), len(dense[0]) - 1, dense[0].shape[1]), svd_solver=solver).fit(dense[0])
     components = [pca.transform(part) for part in dense]
     features |= {count_report.pca_name(width): [part[:, :width] for part in components] for width in widths}
     for name, arrays in features.items():
