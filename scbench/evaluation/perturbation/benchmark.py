@@ -182,6 +182,7 @@ def benchmark_perturbation(
         *report.sentences(board, entrants, rivals),
         *report.reading_sentences(reading, studies, unsplit, pooled_scores, caught),
         *(report.target_sentences(studies, vectors) if predictor == RIDGE else []),
+        *report.overlap_sentences(guarded.overlap),
         *said_of_values,
     ]
     targets = {target for cells in studies for one in cells.perturbations for target in one}

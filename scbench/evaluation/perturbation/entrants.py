@@ -185,11 +185,9 @@ def read_vectors(entrants: list[Entrant], targets: list[str], source: str) -> Ve
 
 def rivals_of(entrant: Entrant, predictor: str, widths: dict[str, int]) -> tuple[str, ...]:
     """What predicts as an entrant does without what it knows. `widths`: of the members' gene vectors."""
-    if entrant.predicts:
-        return ()
     if predictor == CONTEXTS:
         return (untrained_name(entrant), PCA_CENTROIDS) if entrant.network else (PCA_CENTROIDS,)
-    return LOADINGS, random_name(widths[entrant.members[0].name], widths.values())
+    return (LOADINGS,) if entrant.predicts else (LOADINGS, random_name(widths[entrant.members[0].name], widths.values()))
 
 
 def embed_controls(

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from scbench.evaluation.labelled_cells import NOT_CHECKABLE, TRANSDUCTIVE
 from scbench.evaluation.perturbation.cells import NAMED, PANEL, SMALLEST, PerturbedCells, Reading
 from scbench.evaluation.perturbation.entrants import PREDICTIONS, Entrant, Vectors
 from scbench.evaluation.perturbation.fold import (
@@ -46,7 +47,7 @@ class Shown(Column):
         if row[name] is None:
             return "–"
         low, high = row[f"{name}_low"], row[f"{name}_high"]
-        return f"{row[name]:.3f}" if low is None else f"{row[name]:.3f} ({low:.3f}–{high:.3f})"
+        return f"{row[name]:.3f}" if low is None else f"{row[name]:.3f} ({low:.3f} to {high:.3f})"
 
 
 COLUMNS = [
@@ -264,6 +265,16 @@ def target_sentences(studies: list[PerturbedCells], vectors: Vectors) -> list[st
     asked = {target for cells in studies for one in cells.perturbations for target in one}
     measured = {target for target in asked if studies[0].target_columns.get(target)}
     said.append(f"{len(measured)} of {len(asked)} targets are among the file's genes: others have no PCA loadings (0).")
+    return said
+
+
+def overlap_sentences(overlap: dict[str, str]) -> list[str]:
+    """Which models may have seen the cells. `overlap`: by the model's name."""
+    named = {status: [name for name, one in overlap.items() if one == status] for status in (TRANSDUCTIVE, NOT_CHECKABLE)}
+    said = ["Transductive: cells that a model may have been trained on were kept."] if named[TRANSDUCTIVE] else []
+    if named[NOT_CHECKABLE]:
+        said.append(f"Nothing says which cells {', '.join(named[NOT_CHECKABLE])} saw in training: whether these are new to it "
+                    "cannot be checked.")
     return said
 
 

@@ -148,6 +148,29 @@ def test_the_profiles_of_saved_predictions_are_control_and_change(model, planted
     assert set(saved.obs["perturbation"]) == {*SINGLES, "control"}
 
 
+def test_studies_are_told_apart_in_saved_predictions(model, planted, tmp_path):
+    cells = planted(SINGLES, cells=20, contexts=("a", "b"))
+    cells.obs["study"] = np.where(cells.obs["line"] == "a", "one", "two")
+    cells.obs["line"] = "k"
+    run({"x": [model], "y": [another(model, 5), another(model, 6)]}, cells, save_predictions=True).write(tmp_path / "out")
+    files = sorted((tmp_path / "out").glob("*.h5ad"))
+    assert [path.name for path in files] == [
+        "predictions.1.x.h5ad", "predictions.2.y__pretraining_seed_1.h5ad", "predictions.3.y__pretraining_seed_2.h5ad"
+    ]
+    again = run({"ours": [model], "saved": [open_model(files[0])]}, cells)
+    assert scores(row(again, "saved")) == pytest.approx(scores(row(again, "ours")), abs=1e-9)
+
+
+def test_values_other_than_counts_are_flagged(model, planted):
+    cells = planted(SINGLES, cells=20)
+    logarithms = cells.copy()
+    logarithms.X = cells.X.astype(np.float32).log1p()
+    counted, undone = run(model, cells), run(model, logarithms, values="log1p_counts")
+    assert [{**r, "values": "log1p_counts"} for r in counted.rows] == undone.rows
+    assert {r["values"] for r in counted.rows} == {"counts"}
+    assert any("are log1p of whole counts" in sentence for sentence in undone.sentences)
+
+
 def test_gene_embeddings_from_a_file_do_what_the_model_s_own_do(model, planted, tmp_path):
     cells = planted([*SINGLES, "GENE30"], cells=20)
     table = model.embedding.gene_table().detach().double().numpy()
