@@ -61,7 +61,8 @@ def exposures(totals: np.ndarray, train: np.ndarray) -> np.ndarray:
     """What half B's total is expected to be, float64 [cells], given half A's (`totals`, [cells]).
 
     The totals' mean over training cells plus the part b of the distance to it that is not Poisson noise, b = 1 − mean /
-    variance: the best linear estimate of the rate (empirical Bayes; Efron, Morris 1973). It is above 0 for any total.
+    variance: the best linear estimate of the rate (Bühlmann, "Experience rating and credibility", 1967). It is above 0 for
+    any total.
     """
     totals = totals.astype(np.float64)
     mean = totals[train].mean()

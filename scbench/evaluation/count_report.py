@@ -15,7 +15,7 @@ from scbench.evaluation.scores import RESAMPLES, interval, resamples
 from scbench.evaluation.split_files import Split
 
 KNN, LOG_LINEAR, NO_PROBE = "k-NN", "log-linear", "none"
-GENE_MEAN, SMOOTHED = "gene mean", "half A, smoothed"
+GENE_MEAN, SMOOTHED = "depth-scaled gene mean", "half A, smoothed"
 WITH = {KNN: " with k-NN", LOG_LINEAR: " with a log-linear law", NO_PROBE: ""}
 ROUGH = 10  # groups under which an interval is called rough
 
