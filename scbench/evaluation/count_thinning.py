@@ -3,8 +3,8 @@
 A count x is split into Binomial(x, ½) and the rest. If x is Poisson given its rate, both halves are Poisson with half the
 rate, and independent given it (Batson, Royer, Webber, "Molecular cross-validation for single-cell RNA-seq", 2019; Neufeld
 et al., "Inference after latent variable estimation for single-cell RNA sequencing data", 2024): what sees one half learns of
-the other only through the rate. The law is exact for any count: each molecule has one random bit. The bits depend on the seed, the cell's id and the gene's name alone, not on where
-these stand in a file.
+the other only through the rate. The law is exact for any count: each molecule has one random bit. The bits depend on the
+seed, the cell's id and the gene's name alone, not on where these stand in a file.
 """
 
 import hashlib
