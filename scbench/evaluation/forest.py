@@ -12,9 +12,10 @@ from scbench.evaluation.plots import COLOURS, save
 
 TITLES = {
     "accuracy": "accuracy", "macro_f1": "macro-F1", "pearson_control": "Pearson correlation of the change, against control",
-    "mse": "mean squared error",
+    "mse": "mean squared error", "deviance_explained": "Poisson deviance explained",
 }
-FLOORS = ("majority class", "no change")  # what asks nothing of a cell: drawn as a line through its data set too
+# what asks nothing of a cell but its depth: drawn as a line through its data set too
+FLOORS = ("majority class", "no change", "depth-scaled gene mean")
 STYLES = {  # marker, colour and filling of a kind of row; models take the other colours in turn
     "model": ("o", None, True), "baseline": ("s", "#555555", False), "ceiling": ("D", COLOURS[2], False),
 }
@@ -48,11 +49,15 @@ def forest_plot(rows: list[dict], metric: str | Mapping[str, str], path: Path, t
     if not groups:
         return
     columns = _columns(groups)
-    figure = Figure(figsize=(7 * len(columns), 1.6 + 0.24 * max(map(_height, columns))), layout="constrained")
+    lines = max(map(_height, columns))
+    figure = Figure(figsize=(7 * len(columns), 1.6 + 0.24 * lines), layout="constrained")
     names = list(dict.fromkeys(row["model"] for group in groups for row in group.rows if row["kind"] == "model"))
     colours = {name: MODEL_COLOURS[number % len(MODEL_COLOURS)] for number, name in enumerate(names)}
+    first: dict[str, Axes] = {}
     for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+        axes.sharex(first.setdefault(column[0].metric, axes))  # so that columns of a metric can be compared
         _draw(axes, column, colours)
+        axes.set_ylim(lines - 1, -1)  # and lines are as far apart in all
     shown = {row["kind"] for group in groups for row in group.rows}
     handles = [_handle(name, "model", colour) for name, colour in colours.items()]
     handles += [_handle(kind, kind) for kind in ("baseline", "ceiling") if kind in shown]
@@ -109,7 +114,7 @@ def _draw(axes: Axes, groups: list[Group], colours: dict[str, str]) -> None:
             axes.plot([floor, floor], [top + 0.5, line - 0.5], color="#999999", linestyle=":", linewidth=1, zorder=1)
         line += 1
     axes.set_yticks([place for place, _ in ticks], [name for _, name in ticks], fontsize=7)
-    axes.set(ylim=(line - 1, -1), xlabel=TITLES.get(groups[0].metric, groups[0].metric))
+    axes.set_xlabel(TITLES.get(groups[0].metric, groups[0].metric))
     axes.margins(x=0.05)
     axes.grid(alpha=0.3, axis="x")
     axes.spines[["top", "right"]].set_visible(False)

@@ -75,6 +75,8 @@ def test_each_metric_has_an_axis_of_its_own_and_long_plots_have_columns(figures,
     assert [one.get_xlabel() for one in axes] == ["accuracy", "accuracy", "mean squared error"]
     assert sum(len(drawn(one)) for one in axes) == 49
     assert all(len(drawn(one)) <= forest.MOST_LINES for one in axes)
+    assert axes[0].get_xlim() == axes[1].get_xlim() != axes[2].get_xlim()
+    assert len({one.get_ylim() for one in axes}) == 1
 
 
 def test_without_rows_to_draw_there_is_no_picture(tmp_path):
