@@ -30,7 +30,8 @@ from scbench.data.sources.anndata import AnnDataSource
 from scbench.data.sources.reference_pt import PERTURBED, ReferencePtSource
 from scbench.errors import UserError
 from scbench.evaluation import baselines, embed, probes
-from scbench.evaluation.classification import origin, untrained_twin
+from scbench.evaluation.classification import origin
+from scbench.evaluation.classification_cells import untrained_twin
 from scbench.evaluation.classification_report import BASELINE_KIND, MODEL, MODEL_KIND
 from scbench.evaluation.label_flags import flags
 from scbench.evaluation.labelled_cells import ModelCells, read_cells

@@ -9,10 +9,8 @@ compared pair by pair.
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import anndata
 import numpy as np
@@ -23,23 +21,12 @@ from scbench.data.sources.anndata import AnnDataSource
 from scbench.errors import UserError
 from scbench.evaluation import baselines, embed, probes, scvi_baseline
 from scbench.evaluation import classification_report as report
-from scbench.evaluation.classification_report import BASELINE_KIND, COLUMNS, MODEL, MODEL_KIND, untrained_name
-from scbench.evaluation.external import ExternalEmbedding, ExternalPredictions, open_model
-from scbench.evaluation.folds import FEWEST_FOLDS, TASK, draw_split, parts_of
+from scbench.evaluation.classification_cells import Model, Models, each_of, embed_all, named, take_part
+from scbench.evaluation.classification_report import BASELINE_KIND, COLUMNS, MODEL_KIND
+from scbench.evaluation.external import open_model
+from scbench.evaluation.folds import TASK
 from scbench.evaluation.label_flags import flags
-from scbench.evaluation.labelled_cells import (
-    NOT_CHECKABLE,
-    TRANSDUCTIVE,
-    UNSEEN,
-    Guarded,
-    LabelledCells,
-    ModelCells,
-    ReadCells,
-    choose_cells,
-    guard,
-    match,
-    read_labelled,
-)
+from scbench.evaluation.labelled_cells import NOT_CHECKABLE, TRANSDUCTIVE, UNSEEN, Guarded, LabelledCells, ModelCells
 from scbench.evaluation.probing import DEPTH, GENES, MAJORITY, NO_PROBE, PCA, SCVI, depth_r2, predict, strengths_of
 from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.reference_cells import described, labelled_source, open_reference_pt, values_sentences
@@ -48,23 +35,7 @@ from scbench.evaluation.scores import RESAMPLES, score
 from scbench.evaluation.selection import GRID
 from scbench.evaluation.split_files import Split, read_split
 from scbench.files import refuse_existing
-from scbench.kernels import random
 from scbench.models.model import ExpressionModel
-
-_UNTRAINED = 2  # what a key of Stream.EVALUATION decides, beside those of scores.py
-
-Model = ExpressionModel | ExternalEmbedding | ExternalPredictions
-Models = Mapping[str, Sequence[Model]]  # by name, each with its pretraining seeds
-
-
-class Taken(NamedTuple):
-    """What takes part in a benchmark of several models."""
-
-    read: ReadCells
-    cells: LabelledCells
-    split: Split
-    guards: dict[str, list[Guarded]]  # of each model's pretraining seeds
-    matchings: dict[str, dict]  # which genes and counts models know, by the fingerprint of their vocabulary
 
 
 def benchmark_classification(
@@ -132,19 +103,18 @@ def benchmark_classification(
         if opened.kind == "pt":
             for model in ours[1:]:
                 open_reference_pt(source, model)  # refuses other token ids
-        taken = _take(models, opened, label, group, split, folds, seeds, seed,
+        taken = take_part(models, opened, label, group, split, folds, seeds, seed,
                       {"max_overlap": max_overlap, "allow_overlap": allow_overlap, "progress": progress})
-        embeddings = _embed(models, taken, opened, seed, progress)
+        embeddings = embed_all(models, taken, opened, seed, progress)
         given = {"task": TASK, "dataset": opened.name, "label": label, "values": described(opened)["values"],
                  "protocol": f"{taken.split.folds}-fold by {'cell' if group is None else group}"}
         flagged = flags(opened.obs, label)
         details = {"source": described(opened), **flagged.details()}
         spoken_values = values_sentences(opened)
-    read, cells, split = taken.read, taken.cells, taken.split
-    splits = parts_of(split, read, cells)
+    cells, split = taken.cells, taken.split
     beside = (DEPTH, PCA, GENES, MAJORITY, *((SCVI,) if scvi else ()))
-    found = predict(cells, embeddings, splits, seed, progress, beside=beside)
-    predictions = {**_read_predictions(models, taken), **found.predictions}
+    found = predict(cells, embeddings, taken.parts, seed, progress, beside=beside)
+    predictions = {**{(name, NO_PROBE): each for name, each in taken.predictions.items()}, **found.predictions}
     predictions = dict(sorted(predictions.items(), key=lambda item: _place(item[0][0], models)))
     flat = {method: each.reshape(-1, len(cells.classes)) for method, each in predictions.items()}
     scores = score(cells.classes, flat, seed, cells.groups)
@@ -164,7 +134,7 @@ def benchmark_classification(
     confusion = report.confusions(cells.classes, predictions, cells.class_names)
     details |= {
         "protocol": _protocol(split, group), "split_sha256": split.digest,
-        "models": {name: [_about(model, taken, name, number) for number, model in enumerate(several)]
+        "models": {name: [taken.about(model, name, number) for number, model in enumerate(several)]
                    for name, several in models.items()},
         "cells": {**cells.counted, "classes": cells.class_sizes(), "dropped_classes": cells.dropped_classes},
         "cells_sha256": digest(cells), "differences": differences, "strengths": strengths_of(found),
@@ -181,75 +151,6 @@ def benchmark_classification(
     title = f"Classification of {label} in {opened.name}"
     beside_it = {"split.json": split.write, "confusion.csv": report.confusion_csv(confusion)}
     return Table(title, rows, COLUMNS, said, details, beside_it, "accuracy")
-
-
-def named(models: Model | Models) -> Models:
-    """Models by name; a single one of ours is the "trained model"."""
-    if isinstance(models, ExpressionModel):
-        return {MODEL: [models]}
-    return models if isinstance(models, Mapping) else {models.name: [models]}
-
-
-def each_of(models: Models) -> list[Model]:
-    """All of them."""
-    return [model for several in models.values() for model in several]
-
-
-def _take(
-    models: Models, source: AnnDataSource, label: str, group: str | None, split: Split | None, folds: int, seeds: int,
-    seed: int, options: dict,
-) -> Taken:
-    """The cells that take part and their folds, which no model decides, without those that a model has seen."""
-    known = {model.vocabulary.fingerprint: model for model in each_of(models) if isinstance(model, ExpressionModel)}
-    matchings = {key: match(model, source, options["progress"]) for key, model in known.items()}  # errors first
-    read = read_labelled(source, label, group, progress=options["progress"])
-    read = read.take(np.argsort(read.keys))  # the file's order means nothing
-    if split is None:
-        if folds < FEWEST_FOLDS:
-            raise UserError(f"{folds} folds cannot train, validate and test: give at least {FEWEST_FOLDS}.")
-        split = draw_split(*choose_cells(read, label), label, group, folds, seeds, seed)
-    else:
-        split.check(TASK, label, "cell" if group is None else "group")
-    unknown = Guarded(np.zeros(source.n_cells, dtype=bool), NOT_CHECKABLE, {})
-    guards = {
-        name: [guard(model, source, label, **options) if isinstance(model, ExpressionModel) else unknown for model in several]
-        for name, several in models.items()
-    }
-    seen = np.any([guarded.cells for several in guards.values() for guarded in several], axis=0)
-    return Taken(*choose_cells(read, label, seen), split, guards, matchings)
-
-
-def _embed(
-    models: Models, taken: Taken, source: AnnDataSource, seed: int, progress: bool
-) -> dict[str, list[np.ndarray]]:
-    """Embeddings of the cells by name, one a pretraining seed, float32 [cells, D]; predictions have none. The untrained twins
-    of ours stand behind."""
-    trained, untrained = {}, {}
-    for name, several in models.items():
-        for model in several:
-            if isinstance(model, ExpressionModel):
-                networks = [(name, model)]
-                if name not in trained:
-                    networks.append((untrained_name(name), untrained_twin(model, seed)))
-                tokens, hashes = taken.read.tokens_on(model.vocabulary)
-                for called, network in networks:
-                    with progress_bar(f"embedding, {called}", len(hashes), progress) as advance:
-                        embedding = embed.encode(network, tokens, hashes, seed=seed, advance=advance)
-                    (trained if called == name else untrained).setdefault(called, []).append(embedding)
-            elif isinstance(model, ExternalEmbedding):
-                trained.setdefault(name, []).append(model.values_of(source)[taken.read.rows])
-    return {**trained, **untrained}
-
-
-def _read_predictions(models: Models, taken: Taken) -> dict[tuple[str, str], np.ndarray]:
-    """What external predictions say, classes as int64 [pretraining seeds, repetitions, cells]."""
-    code = {name: number for number, name in enumerate(taken.cells.class_names)}
-    found = {}
-    for name, several in models.items():
-        if isinstance(several[0], ExternalPredictions):
-            words = [each.read_labels(taken.split, taken.read.ids, taken.cells.class_names) for each in several]
-            found[name, NO_PROBE] = np.vectorize(code.get, otypes=[np.int64])(np.stack(words))
-    return found
 
 
 def _place(name: str, models: Models) -> int:
@@ -271,15 +172,6 @@ def _guard_sentences(guards: dict[str, list[Guarded]]) -> list[str]:
     return list(dict.fromkeys(said))
 
 
-def _about(model: Model, taken: Taken, name: str, number: int) -> dict:
-    """What a model is and what it knows of the cells, JSON-able."""
-    guarded = taken.guards[name][number]
-    about = {"provenance": model.provenance, "overlap": guarded.overlap, "seen": guarded.seen}
-    if isinstance(model, ExpressionModel):
-        about |= {"fingerprint": embed.fingerprint(model), "gene_matching": taken.matchings[model.vocabulary.fingerprint]}
-    return about
-
-
 def origin(model: ExpressionModel, cells: ModelCells, seed: int) -> dict:
     """What the table of one model is made of, JSON-able: the model, the cells, the seed and the versions of the software."""
     return {
@@ -298,12 +190,6 @@ def versions() -> dict[str, str]:
     """Those of the software."""
     names = ("torch", "numpy", "scipy", "scikit-learn", "anndata")
     return {"scbench": __version__, "python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def untrained_twin(model: ExpressionModel, seed: int) -> ExpressionModel:
-    """A model of the same shape with the weights that a training starts from, on the same device."""
-    twin = ExpressionModel(model.config, model.vocabulary, random.key(seed, random.Stream.EVALUATION, _UNTRAINED) >> 1)
-    return twin.to(embed.device_of(model))
 
 
 def embed_cells(model: ExpressionModel, cells: ModelCells, seed: int, progress: str | bool) -> np.ndarray:

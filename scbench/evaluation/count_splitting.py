@@ -24,7 +24,7 @@ from scbench.data.sources.anndata import AnnDataSource
 from scbench.errors import UserError
 from scbench.evaluation import baselines, count_report, embed
 from scbench.evaluation import count_predictors as predictors
-from scbench.evaluation.classification import untrained_twin
+from scbench.evaluation.classification_cells import untrained_twin
 from scbench.evaluation.count_report import GENE_MEAN, KNN, LOG_LINEAR, NO_PROBE, SMOOTHED, Method
 from scbench.evaluation.count_thinning import Halves, read_halves
 from scbench.evaluation.external import ExternalEmbedding, open_model

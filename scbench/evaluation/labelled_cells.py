@@ -84,7 +84,7 @@ class LabelledCells:
             few += f" or in fewer than {labels.FEWEST_GROUPS} groups"
         said = [
             f"{c['used']:,} of {c['total']:,} cells in {len(self.class_names)} classes; left out: {c['unlabelled']:,} without "
-            f"a label, {ungrouped}{c['overlapping']:,} that the model was trained or validated on, {c['duplicates']:,} exact "
+            f"a label, {ungrouped}{c['overlapping']:,} that a model was trained or validated on, {c['duplicates']:,} exact "
             f"duplicates, {c['in_small_classes']:,} in classes {few}."
         ]
         if self.dropped_classes:

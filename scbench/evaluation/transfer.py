@@ -19,7 +19,8 @@ from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
 from scbench.evaluation import classification_report as report
 from scbench.evaluation import embed, leakage, probes
-from scbench.evaluation.classification import embed_cells, origin, untrained_twin
+from scbench.evaluation.classification import embed_cells, origin
+from scbench.evaluation.classification_cells import untrained_twin
 from scbench.evaluation.classification_report import BASELINE_KIND, COLUMNS, MODEL, MODEL_KIND
 from scbench.evaluation.fingerprint_cells import fingerprint_cells
 from scbench.evaluation.folds import TASK, Parts, check_parts

@@ -274,7 +274,7 @@ def test_cells_of_pretraining_are_left_out(model, cells, monkeypatch):
     assert {r["overlap"] for r in table.rows} == {"unseen"}
     assert set(used[0]) == set(hashes[60:])
     assert table.details["cells"]["overlapping"] == 60
-    assert any("60 that the model was trained or validated on" in sentence for sentence in table.sentences)
+    assert any("60 that a model was trained or validated on" in sentence for sentence in table.sentences)
     everything = benchmark_classification(model, cells, "type", allow_overlap=True, **ONCE)
     assert {r["overlap"] for r in everything.rows if r["kind"] == "model"} == {"transductive"}
     assert everything.rows[0]["cells"] == 120
