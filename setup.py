@@ -58,6 +58,7 @@ setup(
         "demo": ["scanpy>=1.11,<2"],
         "census": ["cellxgene-census>=1.17,<2"],  # for census: inputs of prepare
         "cuda": ["flash-attn>=2.8.3,<2.9"],  # attention in bf16 on CUDA; builds against an installed torch
+        "scvi": ["scvi-tools>=1.4,<2"],  # for --scvi, a baseline of benchmark classification
         "test": ["pytest>=8", "hypothesis>=6", "scanpy>=1.11,<2", "jsonschema>=4.23", "ruff==0.17.6"],
     },
     entry_points={"console_scripts": ["scbench=scbench.cli:run"]},
