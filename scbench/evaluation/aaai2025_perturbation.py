@@ -222,7 +222,7 @@ def benchmark_prompts(
         "seed": seed,
     }
     title = f"Perturbation prediction in {cells.name}, protocol {PROTOCOL}"
-    said = [*report.sentences(errors, cells.left_out or {}, unseen), *cells.said]
+    said = [*report.sentences(errors, cells.left_out or {}, unseen, model.config.preprocess == "bin"), *cells.said]
     return Table(title, rows, report.COLUMNS, said, details, metric="mse")
 
 

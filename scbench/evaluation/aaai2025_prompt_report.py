@@ -57,8 +57,8 @@ def comparisons(errors: dict[str, list[float]]) -> list[dict]:
     return found
 
 
-def sentences(errors: dict[str, list[float]], left_out: dict[str, int], unseen: bool) -> list[str]:
-    """What the table says, in plain words."""
+def sentences(errors: dict[str, list[float]], left_out: dict[str, int], unseen: bool, bins: bool) -> list[str]:
+    """What the table says, in plain words. `bins`: the model's values are bins of a cell, not log1p of counts."""
     ahead = []
     for number, one in enumerate(comparisons(errors)):
         label = f"the best baseline, {one['baseline']}" if number == 0 else one["baseline"]
@@ -73,5 +73,8 @@ def sentences(errors: dict[str, list[float]], left_out: dict[str, int], unseen: 
         "Optimistic: what is asked about are genes that the held-out cell expresses, drawn by its own values: which genes "
         f"those are is given away, and no zero is ever scored.{seen}",
         "The SD is over trials, which share cells; intervals and comparisons take the variance of Nadeau and Bengio.",
+        *(["The prompt changes no prediction: in this structure no gene hears of <cls>."]
+          if errors[PROMPT] == errors[NOTHING] else []),
+        *(["Errors are of bins, and cannot be set beside those of a model on log1p of counts."] if bins else []),
         *([f"Left out, because they name several genes or one that the model lacks: {names}."] if names else []),
     ]

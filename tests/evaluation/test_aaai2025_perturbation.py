@@ -14,6 +14,8 @@ from scipy import stats
 from torch import nn
 
 from scbench.cli import main
+from scbench.config import ModelConfig
+from scbench.config.model import STRUCTURES
 from scbench.data.batch import CellBatch
 from scbench.data.cells import CellTokens, content_hash
 from scbench.data.vocabulary import Vocabulary
@@ -31,6 +33,7 @@ from scbench.evaluation.external import ExternalEmbedding
 from scbench.kernels import random
 from scbench.kernels.random import Stream
 from scbench.models.import_reference import import_reference
+from scbench.models.model import ExpressionModel
 
 _path = Path(__file__).parents[1] / "models" / "reference_oracle.py"
 _spec = importlib.util.spec_from_file_location("reference_oracle", _path)
@@ -112,6 +115,21 @@ def test_prompted_predictions_and_their_gradient_are_the_references(networks, st
         torch.testing.assert_close(model.prompted(batch)[1], answers(oracle, ids, None)[real], rtol=1e-4, atol=1e-5)
         other_values = batch._replace(values=torch.rand(len(batch.values)))
         assert torch.equal(model.prompted(other_values)[1], model.prompted(batch)[1]), "no value is fed"
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_every_structure_takes_prompts(structure):
+    model = ExpressionModel(ModelConfig(vocabulary_size=VOCABULARY.size, structure=structure, width=WIDTH, layers=1, heads=2,
+                                        max_genes=MAX_GENES, mvc=True), VOCABULARY).eval()
+    batch = CellBatch.from_lists([np.arange(9), np.arange(4, 12)], [np.ones(9), np.ones(8)], [np.ones(9, bool), np.ones(8, bool)])
+    prompts = torch.zeros(2, WIDTH, requires_grad=True)
+    squares, plain = model.prompted(batch, prompts)
+    squares.backward()
+    changed = model.prompted(batch, torch.ones(2, WIDTH))[1]
+    assert torch.isfinite(plain).all()
+    told = structure != "linear"  # whose tokens never hear of <cls>
+    assert (changed != plain).any() == told
+    assert (prompts.grad != 0).any() == told
 
 
 def drawn(cells: PromptCells, key: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -223,7 +241,10 @@ def test_intervals_and_comparisons_take_the_variance_of_repeated_splits():
     assert first["value"] == pytest.approx(-0.8)
     half = stats.t.ppf(0.975, 4) * np.sqrt((1 / 5 + 3 / 7) * np.var([1, 0.5, 0.5, 1, 1], ddof=1))
     assert first["high"] == pytest.approx(-0.8 + half)
-    assert "beats the best baseline, no prompt (-0.8000" in prompt_report.sentences(errors, {}, True)[0]
+    assert "beats the best baseline, no prompt (-0.8000" in prompt_report.sentences(errors, {}, True, False)[0]
+    silent = prompt_report.sentences({**errors, "no prompt": errors["prompt"]}, {}, False, True)
+    assert any("no gene hears of <cls>" in sentence for sentence in silent)
+    assert any("Errors are of bins" in sentence for sentence in silent)
 
 
 def test_what_is_held_out(cells):
