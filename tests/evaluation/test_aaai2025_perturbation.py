@@ -121,7 +121,8 @@ def test_prompted_predictions_and_their_gradient_are_the_references(networks, st
 def test_every_structure_takes_prompts(structure):
     model = ExpressionModel(ModelConfig(vocabulary_size=VOCABULARY.size, structure=structure, width=WIDTH, layers=1, heads=2,
                                         max_genes=MAX_GENES, mvc=True), VOCABULARY).eval()
-    batch = CellBatch.from_lists([np.arange(9), np.arange(4, 12)], [np.ones(9), np.ones(8)], [np.ones(9, bool), np.ones(8, bool)])
+    genes = [np.arange(9), np.arange(4, 12)]
+    batch = CellBatch.from_lists(genes, [np.ones(len(g)) for g in genes], [np.ones(len(g), bool) for g in genes])
     prompts = torch.zeros(2, WIDTH, requires_grad=True)
     squares, plain = model.prompted(batch, prompts)
     squares.backward()
