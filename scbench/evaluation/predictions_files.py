@@ -71,7 +71,7 @@ class ExternalPredictions:
             close(self._root)
         if not isinstance(digest, str):
             raise UserError(f'{self._path} has no text uns["{DIGEST}"]: write there the sha256 of the split.json that the '
-                            "predictions were made on.")
+                            "predictions were made on, or, of an embedding in obsm, give obsm:KEY.")
         self._digest = digest
         self.provenance = {"predictions": self._path.name, "sha256": sha256(self._path), DIGEST: digest}
 

@@ -72,7 +72,8 @@ def values_sentences(source: AnnDataSource | ReferencePtSource) -> list[str]:
         ]
     if isinstance(source, ReferencePtSource) and source.whole:
         return [f"Values of {source.name} as they are (as_is): all are log1p of whole counts."]
+    known = "they are no log1p of whole counts" if isinstance(source, ReferencePtSource) else "nothing is asked of them"
     return [
-        f"Values of {source.name} as they are (as_is): they are no log1p of whole counts. A model that was trained on such "
-        "sees what it never saw, baselines take their expm1 for counts, and the leakage guard can know no cell by its counts."
+        f"Values of {source.name} as they are (as_is): {known}. A model that was trained on counts may see what it never saw, "
+        "baselines take their expm1 for counts, and the leakage guard can know no cell by its counts."
     ]
