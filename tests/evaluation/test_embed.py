@@ -109,6 +109,18 @@ def test_sources_of_every_kind_agree(model, cells, tmp_path):
     assert distance(embed(model, dense), whole) == 0
 
 
+@pytest.mark.parametrize("values", ["log1p_counts", "as_is"])
+def test_logarithms_of_counts_are_embedded_as_the_counts(model, cells, values):
+    """All genes are encoded, so that nothing is drawn: draws are keyed by counts, which as_is has none of."""
+    logged = cells.copy()
+    logged.X = cells.X.astype(np.float32).log1p()
+    expected = embed(model, cells, max_genes=len(cells.var))
+    with embed_module.opened(logged, values=values) as source:
+        embedding = embed_module.embed_source(model, source, max_genes=len(cells.var))
+    assert distance(embedding.values, expected) < ROUNDING
+    assert embedding.provenance["layer"] == "X"
+
+
 def test_the_seed_and_the_number_of_draws_decide(model, cells):
     first = embed(model, cells)
     assert distance(embed(model, cells), first) == 0
