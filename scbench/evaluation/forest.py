@@ -1,6 +1,5 @@
 """A forest plot of a table: a point and its 95 % interval a row, data set by data set."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ STYLES = {  # marker, colour and filling of a kind of row; models take the other
 }
 MODEL_COLOURS = tuple(colour for colour in COLOURS[:-1] if colour != COLOURS[2])
 EVERYTHING = "all"  # the stratum of a perturbation table that holds all the others
-MOST_LINES = 60  # one above the other; data sets past them stand in another column
+MOST_LINES = 60  # about so many one above the other; past them there is another column
 
 
 class Group(NamedTuple):
@@ -32,7 +31,7 @@ class Group(NamedTuple):
     rows: list[dict]
 
 
-def forest_plot(rows: list[dict], metric: str | Mapping[str, str], path: Path, title: str) -> None:
+def forest_plot(rows: list[dict], metric: str | None, path: Path, title: str) -> None:
     """Write a PNG with a line for each row that has the metric; nothing if there is none.
 
     Parameters
@@ -41,7 +40,7 @@ def forest_plot(rows: list[dict], metric: str | Mapping[str, str], path: Path, t
         Rows of a table, with dataset, model, probe, kind and the metric, its `_low` and `_high` where there is an interval.
         Differences between models and parts of a data set (`stratum`) are not drawn.
     metric
-        The field that is drawn, of all rows or by their task; each metric has its own axis.
+        The field that is drawn; None: the one that each row's field "metric" names. Each metric has its own axis.
     path, title
         Of the picture.
     """
@@ -71,12 +70,12 @@ def of_whole_set(row: dict) -> bool:
     return row.get("kind") in STYLES and row.get("stratum") in (None, EVERYTHING)
 
 
-def _groups(rows: list[dict], metric: str | Mapping[str, str]) -> list[Group]:
+def _groups(rows: list[dict], metric: str | None) -> list[Group]:
     """The rows that are drawn, by data set and metric."""
     found: dict[tuple, Group] = {}
     for row in rows:
-        field = metric if isinstance(metric, str) else metric.get(row["task"])
-        if of_whole_set(row) and field is not None and row.get(field) is not None:
+        field = metric or row["metric"]
+        if of_whole_set(row) and row.get(field) is not None:
             key = field, row["task"], row["dataset"]
             found.setdefault(key, Group(row["dataset"], field, [])).rows.append(row)
     order = list(dict.fromkeys(group.metric for group in found.values()))
@@ -89,13 +88,16 @@ def _height(groups: list[Group]) -> int:
 
 
 def _columns(groups: list[Group]) -> list[list[Group]]:
-    """Groups one above the other, a new column for another metric or when one is full."""
+    """Groups one above the other: for each metric as few columns as will do, about equally long."""
     columns: list[list[Group]] = []
-    for group in groups:
-        last = columns[-1] if columns else []
-        if not last or last[-1].metric != group.metric or _height([*last, group]) > MOST_LINES:
-            columns.append([])
-        columns[-1].append(group)
+    for metric in dict.fromkeys(group.metric for group in groups):
+        same = [group for group in groups if group.metric == metric]
+        share = _height(same) / -(-_height(same) // MOST_LINES)
+        columns.append([])
+        for group in same:
+            if _height(columns[-1]) >= share:
+                columns.append([])
+            columns[-1].append(group)
     return columns
 
 

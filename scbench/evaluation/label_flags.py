@@ -22,7 +22,7 @@ NAMED = 5  # of a list
 CLUSTERS = re.compile(r"leiden|louvain|cluster|seurat", re.IGNORECASE)
 SAMPLES = re.compile(
     r"(^|[._ -])(librar(y|ies)|batch|donor|sample|patient|individual|subject|run|lane|channel|plate|platform|assay|"
-    r"chemistry|dataset|study|orig[._]ident)([._ -]?(id|name|number|no|nr|uuid))?$", re.IGNORECASE,
+    r"chemistry|dataset|study|experiment|orig[._]ident)([._ -]?(id|name|number|no|nr|uuid))?$", re.IGNORECASE,
 )
 ORIGINS = {  # what a suite file may say of a label
     "sorted": "The label comes from sorting the cells, not from their expression.",

@@ -28,7 +28,7 @@ from scbench.evaluation.label_flags import ORIGINS
 CLASSIFICATION, PERTURBATION, COUNTS = TASKS = ("classification", "perturbation", "counts")
 DEFAULT, AAAI2025 = PROTOCOLS = ("default", "aaai2025")
 UNKNOWN = "unknown"
-SEEN, UNSEEN = "unseen-cells", "unseen-perturbation"  # splits; the second is the default protocol's own
+SEEN, UNSEEN = "unseen-cells", "unseen-perturbation"  # the split that the protocol aaai2025 has if none is said, and default
 
 TEXT, TEXTS = "text", "text, or a list of texts"
 KEYS: dict[str, tuple[object, tuple[str, ...]]] = {  # key → what it may be, and the tasks that have it
@@ -76,7 +76,7 @@ class DataSet(NamedTuple):
     context: tuple[str, ...] = ()
     study: tuple[str, ...] | None = None
     total_counts_column: str | None = None
-    split: str | None = None
+    split: str | None = None  # of perturbations, always said
     predictor: str = "ridge"
 
 
@@ -154,6 +154,8 @@ def _dataset(entry: dict, number: int, suite: str) -> DataSet:
     lists = {key: (value,) if isinstance(value, str) else tuple(value)
              for key, value in entry.items() if KEYS[key][0] == TEXTS}
     dataset = DataSet(**{**entry, **lists})
+    if task == PERTURBATION and dataset.split is None:
+        dataset = dataset._replace(split=SEEN if dataset.protocol == AAAI2025 else UNSEEN)
     _check_task(dataset, where)
     return dataset
 
@@ -183,12 +185,12 @@ def _check_task(dataset: DataSet, where: str) -> None:
                             f"perturbation and what it calls controls, or say {UNKNOWN!r}.")
         if dataset.protocol == AAAI2025:
             _refuse(dataset, ("context", "study", "total_counts_column", "split_file"), where)
-            if dataset.split not in (None, SEEN, UNSEEN) or dataset.predictor != "ridge":
+            if dataset.split not in (SEEN, UNSEEN) or dataset.predictor != "ridge":
                 raise UserError(f"{where}: the protocol {AAAI2025} splits by {SEEN} (its default) or {UNSEEN}, and has no "
                                 "predictor: mend or leave these out.")
             return
         try:
-            check_predictor(dataset.predictor, dataset.split or UNSEEN, dataset.context)
+            check_predictor(dataset.predictor, dataset.split, dataset.context)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
 

@@ -75,7 +75,7 @@ def _perturbation(dataset: DataSet, file: Path, models: Models, split: Split | N
                         "file.")
     return benchmark_perturbation(
         models, file, column, control, context=dataset.context, study=dataset.study, split_file=split,
-        total_counts_column=dataset.total_counts_column, split=dataset.split or UNSEEN, predictor=dataset.predictor, **options,
+        total_counts_column=dataset.total_counts_column, split=dataset.split, predictor=dataset.predictor, **options,
     )
 
 

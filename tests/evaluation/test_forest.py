@@ -69,8 +69,10 @@ def test_points_and_bars_equal_the_rows(figures, tmp_path):
 
 def test_each_metric_has_an_axis_of_its_own_and_long_plots_have_columns(figures, tmp_path):
     rows = [one for number in range(12) for one in rows_of(f"set {number}")]
-    rows += [{"task": "perturbation", "dataset": "screen", "model": "ours", "probe": "ridge", "kind": "model", "mse": 3.0}]
-    forest.forest_plot(rows, {"classification": "accuracy", "perturbation": "mse"}, tmp_path / "forest.png", "A title")
+    rows = [{**one, "metric": "accuracy"} for one in rows]
+    rows += [{"task": "perturbation", "dataset": "screen", "model": "ours", "probe": "ridge", "kind": "model", "metric": "mse",
+              "mse": 3.0}, {"task": "counts", "dataset": "gone", "kind": None, "metric": None}]
+    forest.forest_plot(rows, None, tmp_path / "forest.png", "A title")
     axes = figures[0].axes
     assert [one.get_xlabel() for one in axes] == ["accuracy", "accuracy", "mean squared error"]
     assert sum(len(drawn(one)) for one in axes) == 49

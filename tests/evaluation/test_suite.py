@@ -10,11 +10,11 @@ from scipy.stats import wilcoxon
 
 from scbench.cli import main
 from scbench.errors import UserError
-from scbench.evaluation import report, suite, suite_tasks
+from scbench.evaluation import external, report, suite, suite_tasks
 from scbench.evaluation.classification import benchmark_classification
 from scbench.evaluation.report import Column, Table
 from scbench.evaluation.suite import benchmark_suite
-from scbench.evaluation.suite_models import name_models
+from scbench.evaluation.suite_models import SuiteModels, name_models
 
 SUITE = """
 title = "Two and a half sets"
@@ -115,8 +115,9 @@ def test_one_table_over_all_and_one_of_each(folder, asked):
         assert [row["status"] for row in csv.DictReader(file)] == [row["status"] for row in table.rows]
     own = json.loads((written / "classification" / "first" / "results.json").read_text())
     assert [row["dataset"] for row in own["rows"]] == ["first"] * 4
-    assert own["label_flags"] == {"sentences": ["Confounded."], "origin": "sorted"}
-    assert "The label comes from sorting the cells, not from their expression." in own["sentences"]
+    origin = "The label comes from sorting the cells, not from their expression."
+    assert own["label_flags"] == {"sentences": [origin, "Confounded."], "origin": "sorted"}
+    assert origin in own["sentences"] and f"first: {origin}" in table.sentences
     assert "3 data sets: 2 done, 1 missing, 0 failed." in table.sentences
     assert "first: Confounded." in table.sentences
     assert "| third | classification |" in (written / "results.md").read_text()
@@ -223,6 +224,21 @@ def test_names_of_models(tmp_path):
     ]:
         with pytest.raises(UserError, match=said):
             name_models(wrong)
+
+
+def test_a_spec_may_name_the_data_set_and_models_of_ours_are_opened_once(monkeypatch, model):
+    opened = []
+
+    def open_model(spec):
+        opened.append(spec)
+        return model if spec == "run" else spec
+
+    monkeypatch.setattr(external, "open_model", open_model)
+    models = SuiteModels({"ours": ["run"], "theirs": ["vectors/{dataset}.npz", "obsm:X"]})
+    assert opened == ["run", "obsm:X"]  # what can be opened is, before anything else is done
+    assert models.of("first") == {"ours": [model], "theirs": ["vectors/first.npz", "obsm:X"]}
+    assert models.of("second")["theirs"][0] == "vectors/second.npz"
+    assert opened.count("run") == 1
 
 
 def test_a_suite_needs_a_model(folder, capsys):

@@ -25,6 +25,8 @@ def test_all_tasks_and_their_defaults(tmp_path):
     assert first == DataSet("one", "classification", ("one.h5ad",), label="type")
     assert (first.values, first.protocol, first.label_origin, first.source) == ("counts", "default", "unknown", "unknown")
     assert (second.context, second.predictor, second.study) == (("line", "day"), "ridge", None)
+    assert (first.split, second.split, third.split) == (None, "unseen-perturbation", None)
+    assert read(tmp_path, PERTURBED + "protocol = 'aaai2025'").datasets[0].split == "unseen-cells"
     assert third.path == ("three.h5ad",)
     assert read(tmp_path, LABELLED).title == "suite"
 
