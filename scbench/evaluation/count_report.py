@@ -92,8 +92,9 @@ def rows(board: Board, common: dict, overlap: dict[str, str]) -> list[dict]:
         explained = [1 - one[0] / board.deviance((GENE_MEAN, NO_PROBE))[0] for one in members]
         name, probe = method
         found.append({
-            "task": "counts", "label": None, "model": name, "kind": "model" if name in board.models else "baseline",
-            "probe": probe, "overlap": overlap.get(name, others),
+            "task": "counts", "dataset": common["dataset"], "label": None, "model": name,
+            "kind": "model" if name in board.models else "baseline", "probe": probe, "protocol": common["protocol"],
+            "overlap": overlap.get(name, others), "values": common["values"],
             **fields("poisson_deviance", board.deviance(method)), **fields("deviance_explained", board.explained(method)),
             "pretraining_seeds": len(members) if name in board.models else None,
             "deviance_explained_pretraining_sd": float(np.std(explained, ddof=1)) if len(members) > 1 else None, **common,

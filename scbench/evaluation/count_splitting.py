@@ -101,6 +101,9 @@ def benchmark_counts(
     if values == "as_is":
         raise UserError("values that are no counts (as_is) cannot be split: give counts, or say that they are lognorm.")
     entrants = entrants_of(models)
+    for name in (entrant.name for entrant in entrants):
+        if name in (GENE_MEAN, SMOOTHED) or name.startswith("PCA ("):
+            raise UserError(f"a model cannot be called {name!r}, as a baseline is: give it another name.")
     with embed.opened(source, layer=layer, genes_column=genes_column, values=values) as opened:
         guarded = guard(entrants, opened, max_overlap, allow_overlap, progress)
         halves = read_halves(opened, seed, progress=progress)

@@ -216,6 +216,8 @@ def test_pretraining_seeds_share_a_row(table_of_cells):
     assert found["other", "k-NN"]["deviance_explained_pretraining_sd"] is None
     assert ("ours, untrained model", "k-NN") in found and ("other, untrained model", "k-NN") in found
     assert table.sentences[1].startswith("other with")
+    with pytest.raises(UserError, match="cannot be called 'PCA \\(50\\)'"):
+        benchmark_counts({"PCA (50)": [first]}, cells, **ONCE)
 
 
 def test_empty_and_nearly_empty_cells_and_copies(planted_cells):
