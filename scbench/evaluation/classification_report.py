@@ -8,7 +8,7 @@ import numpy as np
 
 from scbench.evaluation.probing import KNN, LINEAR, UNTRAINED, Method, pca_name
 from scbench.evaluation.report import Column
-from scbench.evaluation.scores import Scores, confusion, interval
+from scbench.evaluation.scores import Scores, confusion, interval_fields
 
 MODEL = "trained model"
 MODEL_KIND, BASELINE_KIND = "model", "baseline"
@@ -30,12 +30,6 @@ def untrained_name(model: str) -> str:
     return UNTRAINED if model == MODEL else f"{model}, {UNTRAINED}"
 
 
-def fields(name: str, samples: np.ndarray) -> dict[str, float]:
-    """A value and its 95 % interval as fields of a row."""
-    value, low, high = interval(samples)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
-
-
 def row(method: Method, kind: str, overlap: str, scores: Scores, accuracies: list[float], depth_r2: float | None,
         given: Mapping[str, object], counted: Mapping[str, object]) -> dict:
     """One row of the table.
@@ -54,7 +48,7 @@ def row(method: Method, kind: str, overlap: str, scores: Scores, accuracies: lis
     return {
         "task": given["task"], "dataset": given["dataset"], "label": given["label"], "model": method[0], "kind": kind,
         "probe": method[1], "protocol": given["protocol"], "overlap": overlap, "values": given["values"],
-        **{name: value for metric in METRICS for name, value in fields(metric, getattr(scores, metric)).items()},
+        **_metrics(scores),
         "depth_r2": depth_r2, "pretraining_seeds": len(accuracies) if kind == MODEL_KIND else None,
         "accuracy_pretraining_sd": float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None, **counted,
     }
@@ -68,8 +62,7 @@ def differences_of(scores: Mapping[Method, Scores], models: list[str]) -> list[d
     return [
         {
             "model": ours[0], "probe": ours[1], "baseline": other[0], "baseline_probe": other[1], "best": other == best,
-            **{name: value for metric in METRICS
-               for name, value in fields(metric, getattr(scores[ours], metric) - getattr(scores[other], metric)).items()},
+            **_metrics(Scores(*(mine - theirs for mine, theirs in zip(scores[ours], scores[other], strict=True)))),
         }
         for ours in scores if ours[0] in models for other in baselines
     ]
@@ -133,6 +126,11 @@ def confusion_csv(confusion: dict) -> str:
         for name, cells in zip(confusion["classes"], matrix["cells"], strict=True):
             writer.writerows([*head, name, called, each] for called, each in zip(confusion["classes"], cells, strict=True))
     return text.getvalue()
+
+
+def _metrics(scores: Scores) -> dict[str, float]:
+    """Each metric with its interval."""
+    return {name: value for metric in METRICS for name, value in interval_fields(metric, getattr(scores, metric)).items()}
 
 
 def _compare(difference: dict) -> str:

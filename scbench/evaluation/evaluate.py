@@ -23,11 +23,11 @@ from scbench.errors import UserError
 from scbench.evaluation import embed
 from scbench.evaluation.labelled_cells import NOT_CHECKABLE, TRANSDUCTIVE, UNSEEN
 from scbench.evaluation.masked_baselines import CELL_OFFSET, TrainingGenes
-from scbench.evaluation.masked_errors import GENES, Errors, bootstrap, error_sums, interval_fields, metrics
+from scbench.evaluation.masked_errors import GENES, Errors, bootstrap, error_sums, metrics
 from scbench.evaluation.masked_genes import DRAWS, UNIFORM, EvaluationLaw, genes_of, stored_cells
 from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.report import Column, Table, screen
-from scbench.evaluation.scores import RESAMPLES
+from scbench.evaluation.scores import RESAMPLES, interval_fields
 from scbench.files import refuse_existing
 from scbench.models.model import ExpressionModel
 

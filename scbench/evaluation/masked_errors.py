@@ -6,7 +6,7 @@ each cell. Everything that is reported is a ratio of their totals, a masked gene
 
 import numpy as np
 
-from scbench.evaluation.scores import interval, resamples
+from scbench.evaluation.scores import resamples
 
 COUNT_BINS = {"1": 1, "2_10": 2, "over_10": 11}  # smallest raw count of each bin
 _N = len(COUNT_BINS)
@@ -63,9 +63,3 @@ def bootstrap(errors: Errors, seed: int) -> dict[tuple[str, str], np.ndarray]:
     genes = np.stack([s[:, GENES].sum(axis=1) for s in sums], axis=1)
     samples = [(w @ squared) / np.maximum(w @ genes, 1) for w in resamples(len(genes), seed)]  # few cells may hide no gene
     return dict(zip(keys, np.concatenate(samples).T, strict=True))
-
-
-def interval_fields(name: str, samples: np.ndarray) -> dict[str, float]:
-    """A value and its 95 % interval as fields of a row."""
-    value, low, high = interval(samples)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}

@@ -109,6 +109,12 @@ def interval(values: np.ndarray) -> Interval:
     return Interval(float(values[0]), float(low), float(high))
 
 
+def interval_fields(name: str, samples: np.ndarray) -> dict[str, float]:
+    """A value and its 95 % interval as fields of a row."""
+    value, low, high = interval(samples)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
 def confusion(truth: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
     """Cells of each true class (rows) called each class (columns), summed over repetitions, int64 [classes, classes].
 
