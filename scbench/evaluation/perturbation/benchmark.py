@@ -194,7 +194,8 @@ def benchmark_perturbation(
             for entrant in entrants
         },
         "split_sha256": split_file.digest,
-        "cells": reading.counted, "left_out": reading.left_out | ({"not split": unsplit} if unsplit else {}),
+        "cells": reading.counted | {"exact copies": reading.copies},
+        "left_out": reading.left_out | ({"not split": unsplit} if unsplit else {}),
         "targets": {"all": len(named.all_targets()), "used": len(targets), "refused": vectors.refusals,
                     "measured": sum(bool(studies[0].target_columns.get(target)) for target in targets)},
         "pooled_controls": pooled_scores, "unmatched_controls": [one._asdict() for one in caught],

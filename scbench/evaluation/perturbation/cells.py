@@ -69,6 +69,7 @@ class Reading(NamedTuple):
     left_out: dict[str, list[str]]  # reason → names
     counted: dict[str, int]  # cells used, and removed for which reason
     totals: str  # where the totals come from: WHOLE_PROFILE, PANEL or a column
+    copies: int  # cells with all the counts of another one of their study
 
 
 def name_cells(
@@ -171,7 +172,9 @@ def read_perturbed_cells(
     counted["in small groups"] = len(rows) - sum(len(one.pair) for one in found)
     counted["perturbed"] = int(sum((one.pair >= 0).sum() for one in found))
     counted["controls"] = int(sum((one.pair < 0).sum() for one in found))
-    return Reading(found, {reason: sorted(set(names)) for reason, names in left_out.items() if names}, counted, where)
+    copies = sum(len(one.hashes) - len(np.unique(one.hashes)) for one in found)
+    left_out = {reason: sorted(set(names)) for reason, names in left_out.items() if names}
+    return Reading(found, left_out, counted, where, copies)
 
 
 def labels_of(source: AnnDataSource, column: str, option: str) -> np.ndarray:

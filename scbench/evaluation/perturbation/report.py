@@ -230,6 +230,9 @@ def reading_sentences(
         f"perturbation and a context in {len(studies)} {'study' if len(studies) == 1 else 'studies'}; left out: "
         f"{removed or 'none'}."
     ]
+    if reading.copies:
+        said.append(f"{reading.copies:,} of these cells are exact copies of others: where copies are trained on and held out, "
+                    "scores are too good.")
     if "small" in reading.left_out:
         said.append(f"Under {SMALLEST} cells, left out everywhere: {_some(reading.left_out['small'])}.")
     if "no controls" in reading.left_out:

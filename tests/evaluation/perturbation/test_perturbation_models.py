@@ -115,6 +115,8 @@ def test_perfect_predictions_get_the_optimum(model, planted, tmp_path):
         assert perfect[metric] == pytest.approx(best, abs=1e-5), metric
     assert (perfect["kind"], perfect["probe"], perfect["pairs"]) == ("model", "predictions", 12)
     assert any("perfect beats the best baseline" in sentence for sentence in table.sentences)
+    copies = 320 - 14  # all but one of each group
+    assert any(sentence.startswith(f"{copies} of these cells are exact copies") for sentence in table.sentences)
 
 
 def test_saved_predictions_of_the_train_mean_are_that_baseline_and_belong_to_their_split(model, planted, tmp_path):
