@@ -78,8 +78,7 @@ def _groups(rows: list[dict], metric: str | None) -> list[Group]:
         if of_whole_set(row) and row.get(field) is not None:
             key = field, row["task"], row["dataset"]
             found.setdefault(key, Group(row["dataset"], field, [])).rows.append(row)
-    order = list(dict.fromkeys(group.metric for group in found.values()))
-    return sorted(found.values(), key=lambda group: order.index(group.metric))
+    return list(found.values())
 
 
 def _height(groups: list[Group]) -> int:
