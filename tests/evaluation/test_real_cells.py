@@ -41,10 +41,10 @@ def test_shuffled_and_halved_files_give_the_same_embeddings(tmp_path):
 @pytest.mark.full
 def test_baselines_score_what_is_known_of_pbmc3k():
     path, model = file_and_model()
-    table = benchmark_classification(model, path, "cell_type", seeds=1, folds=4)
+    table = benchmark_classification(model, path, "cell_type", seeds=1)
     rows = {(row["model"], row["probe"]): row for row in table.rows}
     regression = rows["variable genes", "linear"]  # measured elsewhere, once: .914 and .911
     assert regression["accuracy"] == pytest.approx(0.914, abs=0.015)
     assert regression["macro_f1"] == pytest.approx(0.911, abs=0.02)
-    assert rows["PCA 50", "k-NN"]["accuracy"] > 0.87
+    assert rows["PCA 50", "k-NN"]["accuracy"] > 0.86  # .88 with three quarters of the cells to train on
     assert table.details["cells"]["unlabelled"] == 62
