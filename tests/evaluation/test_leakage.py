@@ -17,7 +17,7 @@ from scbench.data.gene_table import gene_table
 from scbench.data.training_fingerprints import TrainingFingerprints
 from scbench.errors import UserError
 from scbench.evaluation import leakage
-from scbench.evaluation.classification import benchmark_classification
+from scbench.evaluation.classification.benchmark import benchmark_classification
 from scbench.evaluation.leakage import find_seen_cells
 from scbench.models.model import ExpressionModel
 

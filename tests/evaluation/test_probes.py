@@ -10,7 +10,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scbench.evaluation import baselines, probes, selection
+from scbench.evaluation import baselines, probes
+from scbench.evaluation.classification import selection
 
 GENERATOR = np.random.default_rng(0)
 CLASSES = GENERATOR.integers(0, 3, 200)

@@ -11,7 +11,7 @@ from scbench.config import ModelConfig
 from scbench.data.gene_identity import gene_keys
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.data.vocabulary import Vocabulary
-from scbench.evaluation.classification import benchmark_classification
+from scbench.evaluation.classification.benchmark import benchmark_classification
 from scbench.evaluation.embed import embed
 from scbench.models.model import ExpressionModel
 

@@ -286,7 +286,7 @@ def run_perturbation(config: PerturbationConfig) -> dict:
         "progress": not config.json,
     }
     if config.protocol == "aaai2025":
-        from scbench.evaluation.aaai2025_perturbation import benchmark_prompts_of  # it stands on this folder
+        from scbench.evaluation.perturbation.prompts import benchmark_prompts_of  # it stands on this folder
 
         table = benchmark_prompts_of(
             model, config.input, config.perturbation_column, config.control, unseen=config.unseen, **options

@@ -1,0 +1,1 @@
+"""Benchmark: which class a cell is of, from its embedding."""

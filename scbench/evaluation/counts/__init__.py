@@ -1,0 +1,1 @@
+"""Benchmark: one half of each cell's counts from the other half."""

@@ -1,0 +1,1 @@
+"""A tour of the verbs on cells that come with scanpy."""

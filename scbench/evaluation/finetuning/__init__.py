@@ -1,0 +1,1 @@
+"""Cells' labels from a network that is trained for them."""

@@ -1,0 +1,1 @@
+"""How well a model predicts genes that were hidden from it."""

@@ -1,0 +1,80 @@
+"""The table of the AAAI 2025 protocol of perturbation prediction: its rows, and what they say in words.
+
+Trials are splits of the same cells, so that their errors are not independent: intervals take the variance of Nadeau & Bengio,
+"Inference for the generalization error" (2003), (1/trials + test/train) times that of the trials, with Student's t.
+"""
+
+import numpy as np
+from scipy import stats
+
+from scbench.evaluation.classification.aaai2025 import TRAINING_TENTHS
+from scbench.evaluation.labelled_cells import TRANSDUCTIVE, UNSEEN
+from scbench.evaluation.report import Column
+from scbench.evaluation.scores import Interval
+
+PROMPT, BASE, NOTHING, GENE_MEAN = "prompt", "base prompt only", "no prompt", "gene mean"
+TEST_TO_TRAIN = (10 - TRAINING_TENTHS) / TRAINING_TENTHS
+
+COLUMNS = [
+    Column("prediction", ("model",)),
+    Column("MSE ± SD", ("mse", "mse_sd"), "{:.4f} ± {:.4f}"),
+    Column("95 % interval", ("mse_low", "mse_high"), "{:.4f}–{:.4f}"),
+    Column("perturbations", ("split",)),
+    Column("overlap", ("overlap",)),
+]
+
+
+def corrected(scores: np.ndarray) -> tuple[float, float | None, float | None]:
+    """The mean over trials and its 95 % interval; no interval of one trial. `scores`: float64 [trials]."""
+    value, n = float(np.mean(scores)), len(scores)
+    if n < 2:
+        return value, None, None
+    half = stats.t.ppf(0.975, n - 1) * np.sqrt((1 / n + TEST_TO_TRAIN) * np.var(scores, ddof=1))
+    return Interval(value, value - float(half), value + float(half))
+
+
+def row(name: str, scores: list[float], overlap: str) -> dict:
+    """The fields of a method's row that are its own. `overlap`: of the model."""
+    value, low, high = corrected(np.array(scores))
+    ours = name != GENE_MEAN
+    return {
+        "model": name, "kind": "model" if name == PROMPT else "baseline",
+        "probe": "linear prompt" if name == PROMPT else "none", "mse": value, "mse_low": low, "mse_high": high,
+        "mse_sd": float(np.std(scores)),
+        "overlap": overlap if ours or overlap == TRANSDUCTIVE else UNSEEN, "pretraining_seeds": 1 if ours else None,
+    }
+
+
+def comparisons(errors: dict[str, list[float]]) -> list[dict]:
+    """The prompt minus every other method, trial by trial, the best of these first."""
+    others = sorted((name for name in errors if name != PROMPT), key=lambda name: float(np.mean(errors[name])))
+    found = []
+    for name in others:
+        value, low, high = corrected(np.subtract(errors[PROMPT], errors[name]))
+        verdict = None if low is None else "beats" if high < 0 else "loses to" if low > 0 else "is not clearly apart from"
+        found.append({"model": PROMPT, "metric": "mse", "baseline": name, "value": value, "low": low, "high": high,
+                      "verdict": verdict})
+    return found
+
+
+def sentences(errors: dict[str, list[float]], left_out: dict[str, int], unseen: bool, bins: bool) -> list[str]:
+    """What the table says, in plain words. `bins`: the model's values are bins of a cell, not log1p of counts."""
+    ahead = []
+    for number, one in enumerate(comparisons(errors)):
+        label = f"the best baseline, {one['baseline']}" if number == 0 else one["baseline"]
+        ahead.append(
+            f"is {one['value']:+.4f} apart from {label}, without an interval" if one["verdict"] is None else
+            f"{one['verdict']} {label} ({one['value']:+.4f}, 95 % interval {one['low']:+.4f} to {one['high']:+.4f})"
+        )
+    names = ", ".join(f"{name} ({size})" for name, size in left_out.items())
+    seen = "" if unseen else " Every perturbed gene of the test cells is one of training too."
+    return [
+        f"In the MSE the prompt {'; '.join(ahead)}.",
+        "Optimistic: what is asked about are genes that the held-out cell expresses, drawn by its own values: which genes "
+        f"those are is given away, and no zero is ever scored.{seen}",
+        "The SD is over trials, which share cells; intervals and comparisons take the variance of Nadeau and Bengio.",
+        *(["The prompt changes no prediction: in this structure no gene hears of <cls>."]
+          if errors[PROMPT] == errors[NOTHING] else []),
+        *(["Errors are of bins, and cannot be set beside those of a model on log1p of counts."] if bins else []),
+        *([f"Left out, because they name several genes or one that the model lacks: {names}."] if names else []),
+    ]
