@@ -4,7 +4,7 @@ The directory of a comparison:
 
     compare.json                      what was asked for; another command is refused
     baselines.json                    what needs no model
-    runs/                             see compare_runs.py
+    runs/                             see runs.py
     results.json, .csv, .md           a row a structure or setting
     runs.csv                          a row a run
     effects.json, .csv, .md           --vary: paired differences
@@ -19,7 +19,7 @@ import sys
 from scbench.config import CompareConfig
 from scbench.data.store import Store
 from scbench.errors import UserError
-from scbench.evaluation.compare import plots as compare_plots
+from scbench.evaluation.compare import plots
 from scbench.evaluation.compare.effects import effects, effects_table
 from scbench.evaluation.compare.plan import plan
 from scbench.evaluation.compare.report import compares_costs, options_record, results_table, runs_csv
@@ -64,15 +64,15 @@ def compare(config: CompareConfig) -> tuple[Table, Table | None]:
     table = results_table(config, planned, done, baselines, source)
     _write(config, table.files() | {"runs.csv": runs_csv(done)})
     if compares_costs(config):
-        compare_plots.plot_quality(table.rows, "mvc_loss", config.output / "quality.png")
+        plots.plot_quality(table.rows, "mvc_loss", config.output / "quality.png")
         if config.label is not None:
-            compare_plots.plot_quality(table.rows, "linear_accuracy", config.output / "accuracy.png")
+            plots.plot_quality(table.rows, "linear_accuracy", config.output / "accuracy.png")
     found = effects(config, [(row, done[row.name]["runs"]) for row in planned.rows]) if config.factors() else []
     if not found:
         return table, None
     second = effects_table(config, found)
     _write(config, second.files("effects"))
-    compare_plots.plot_effects(found, config.output / "effects.png")
+    plots.plot_effects(found, config.output / "effects.png")
     return table, second
 
 

@@ -39,9 +39,9 @@ def results_table(config: CompareConfig, plan: Plan, done: dict[str, dict], base
     config, plan
         What was compared.
     done
-        What `compare_runs.run_row` returned, by the row's name.
+        What `runs.run_row` returned, by the row's name.
     baselines
-        What `compare_runs.baseline_rows` returned.
+        What `runs.baseline_rows` returned.
     store
         Its name and fingerprint, for the record.
     """

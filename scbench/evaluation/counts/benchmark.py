@@ -1,8 +1,8 @@
 """Benchmark: predict one half of each cell's counts from the other half, beside baselines; zeros included, no labels needed.
 
-Protocol: each cell's counts are split into two halves that are independent given its rates (count_thinning). The frozen model
+Protocol: each cell's counts are split into two halves that are independent given its rates (thinning.py). The frozen model
 embeds half A; from that, k-NN and a log-linear law fitted on training cells predict half B's counts over the genes that vary
-most among them (count_predictors). Cells are tested fold by fold; the mean Poisson deviance of all cells is compared with
+most among them (predictors.py). Cells are tested fold by fold; the mean Poisson deviance of all cells is compared with
 that of the depth-scaled gene mean.
 """
 
@@ -24,8 +24,7 @@ from scbench.data.sources.anndata import AnnDataSource
 from scbench.errors import UserError
 from scbench.evaluation import baselines, embed
 from scbench.evaluation.classification.cells import untrained_twin
-from scbench.evaluation.counts import predictors
-from scbench.evaluation.counts import report as count_report
+from scbench.evaluation.counts import predictors, report
 from scbench.evaluation.counts.report import GENE_MEAN, KNN, LOG_LINEAR, NO_PROBE, SMOOTHED, Method
 from scbench.evaluation.counts.thinning import Halves, read_halves
 from scbench.evaluation.external import ExternalEmbedding, open_model
@@ -117,32 +116,32 @@ def benchmark_counts(
     embedded = _embed(entrants, cells.halves, seed, progress)
     widths = sorted({baselines.COMPONENTS, *(values.shape[1] for values in embedded.values())})
     deviances, genes, chosen = _predict(cells.halves, embedded, widths, fold, split.folds, progress)
-    board = count_report.Board.of(deviances, entrants, widths, cells.groups, seed)
+    board = report.Board.of(deviances, entrants, widths, cells.groups, seed)
     common = {
         "dataset": place["name"], "values": place["values"], "protocol": PROTOCOL, "seeds": split.repetitions,
         "folds": split.folds, "cells": len(cells.halves.ids), "genes": genes,
         "groups": None if group is None else len(set(cells.groups)),
     }
     details = {
-        "protocol": count_report.protocol(split, group),
+        "protocol": report.protocol(split, group),
         "source": place,
         "models": guarded.details,
         "cells": cells.counted,
         "half_sha256": halves.digest,
         "split_sha256": split.digest,
         "chosen": chosen,
-        "differences": count_report.differences(board),
-        "pretraining_seeds": count_report.members(board),
+        "differences": report.differences(board),
+        "pretraining_seeds": report.members(board),
         "seed": seed,
         "versions": {
             "scbench": __version__, "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "anndata")},
         },
     }
-    said = [*count_report.sentences(board, cells.counted, common, guarded.overlap), *recovered]
-    rows = count_report.rows(board, common, guarded.overlap)
+    said = [*report.sentences(board, cells.counted, common, guarded.overlap), *recovered]
+    rows = report.rows(board, common, guarded.overlap)
     title = f"Half of the counts from the other half in {place['name']}"
-    return Table(title, rows, count_report.COLUMNS, said, details, {"split.json": split.write}, "deviance_explained")
+    return Table(title, rows, report.COLUMNS, said, details, {"split.json": split.write}, "deviance_explained")
 
 
 def _choose(halves: Halves, groups: np.ndarray | None) -> Cells:
@@ -280,7 +279,7 @@ def _methods(
     with np.errstate(invalid="ignore"):  # of one gene, the same in all cells, a share of the variance is 0 / 0; nobody asks
         pca = PCA(min(max(widths), len(dense[0]) - 1, dense[0].shape[1]), svd_solver=solver).fit(dense[0])
     components = [pca.transform(part) for part in dense]
-    features |= {count_report.pca_name(width): [part[:, :width] for part in components] for width in widths}
+    features |= {report.pca_name(width): [part[:, :width] for part in components] for width in widths}
     for name, arrays in features.items():
         yield (name, KNN), predictors.nearest_cells(fold, *arrays)
         yield (name, LOG_LINEAR), predictors.log_linear(fold, *arrays)

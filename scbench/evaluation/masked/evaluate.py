@@ -1,6 +1,6 @@
 """Masked-gene errors of a model on held-out cells, and the verb `scbench evaluate`.
 
-One law for every model, whatever its structure, recipe, values and normalisation (see masked_genes): the same cells, genes
+One law for every model, whatever its structure, recipe, values and normalisation (see genes.py): the same cells, genes
 and masks, errors in log1p counts, beside three baselines fitted on the store's training split. The 95 % intervals come
 from a bootstrap over cells that is the same for all methods; they cover the choice of cells, not of training runs.
 """

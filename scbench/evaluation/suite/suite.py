@@ -24,8 +24,7 @@ from scbench.evaluation.classification.benchmark import versions
 from scbench.evaluation.classification.label_flags import ORIGINS
 from scbench.evaluation.forest import forest_plot, of_whole_set
 from scbench.evaluation.report import Column, Table, screen
-from scbench.evaluation.suite import tasks as suite_tasks
-from scbench.evaluation.suite import wilcoxon
+from scbench.evaluation.suite import tasks, wilcoxon
 from scbench.evaluation.suite.file import AAAI2025, CLASSIFICATION, UNKNOWN, DataSet, Suite, read_suite
 from scbench.evaluation.suite.models import SuiteModels, identify, name_models
 from scbench.files import refuse_existing, sha256, write_text
@@ -85,7 +84,7 @@ def benchmark_suite(
     Parameters
     ----------
     suite
-        A TOML file (see suite_file.py), or the name of a suite that comes with scbench.
+        A TOML file (see file.py), or the name of a suite that comes with scbench.
     models
         What `external.open_model` takes, by the model's name; several are pretraining seeds of it. "{dataset}" in it stands
         for a data set's name.
@@ -147,7 +146,7 @@ def _run(
         named = " or ".join(map(str, files))
         hint = "; ".join(part for part in (f"source: {dataset.source}", dataset.note) if part)
         return Outcome(dataset, MISSING, f"there is no {named}: put one there ({hint}).")
-    if (key := suite_tasks.unknown_key(dataset, file)) is not None:
+    if (key := tasks.unknown_key(dataset, file)) is not None:
         return Outcome(dataset, MISSING, f"{file} is there, but its {key} is {UNKNOWN!r} in the suite: write it in a copy of "
                                          "the suite and give that.")
     place, digest = output / dataset.task / dataset.name, sha256(file)
@@ -158,7 +157,7 @@ def _run(
         return Outcome(dataset, FAILED, f"{file} is not the file that {place} was made from: remove {place} to have it made "
                                         "again.")
     try:
-        table = suite_tasks.run(dataset, file, models.of(dataset.name), folder, suite.seeds, suite.folds, scvi, options)
+        table = tasks.run(dataset, file, models.of(dataset.name), folder, suite.seeds, suite.folds, scvi, options)
     except UserError as error:
         return Outcome(dataset, FAILED, str(error))
     table = _annotated(table, dataset, file, digest)

@@ -6,14 +6,14 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation, Text
 
-from scbench.evaluation.compare import plots as compare_plots
+from scbench.evaluation.compare import plots
 
 
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that were saved."""
-    saved, save = [], compare_plots.save
-    monkeypatch.setattr(compare_plots, "save", lambda figure, path: (saved.append(figure), save(figure, path)))
+    saved, save = [], plots.save
+    monkeypatch.setattr(plots, "save", lambda figure, path: (saved.append(figure), save(figure, path)))
     return saved
 
 
@@ -26,7 +26,7 @@ def row(name: str, flops: float | None, loss: float, half: float | None = None, 
 def test_quality_names_rows_that_lie_together_apart(figures, tmp_path):
     rows = [row(f"a-long-name-{i}", 1e6 * (1 + i / 100), 0.4 + i / 1000, 0.05) for i in range(9)]
     rows += [row("far", 5e8, 0.2, structure="mamba"), row("gene mean", None, 0.5)]
-    compare_plots.plot_quality(rows, "mvc_loss", tmp_path / "quality.png")
+    plots.plot_quality(rows, "mvc_loss", tmp_path / "quality.png")
     assert (tmp_path / "quality.png").read_bytes()[:4] == b"\x89PNG"
     axes = figures[0].axes[0]
     names = [child for child in axes.get_children() if isinstance(child, Annotation)]
@@ -45,7 +45,7 @@ def test_effects_have_a_panel_a_metric_and_a_line_a_setting(figures, tmp_path):
         for metric in ("regression_loss", "knn_accuracy")
         for setting, low in [("preprocess bin", -0.1), ("all settings", None)]
     ]
-    compare_plots.plot_effects(effects, tmp_path / "effects.png")
+    plots.plot_effects(effects, tmp_path / "effects.png")
     assert [axes.get_title() for axes in figures[0].axes] == ["regression loss", "k-NN accuracy"]
     labels = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
     assert labels == ["mvc off → on | preprocess bin", "mvc off → on | all settings"]

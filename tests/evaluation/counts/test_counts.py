@@ -18,7 +18,7 @@ from scbench.data.sources.anndata import AnnDataSource
 from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
 from scbench.evaluation import embed, embedding_files
-from scbench.evaluation.counts import benchmark as count_splitting
+from scbench.evaluation.counts import benchmark
 from scbench.evaluation.counts.benchmark import benchmark_counts
 from scbench.evaluation.counts.predictors import deviance
 from scbench.evaluation.counts.thinning import read_halves
@@ -121,13 +121,13 @@ def test_half_b_of_test_cells_decides_nothing():
     cells, hidden, _ = planted(120)
     halves = halves_of(cells)
     parts = fold_parts(np.arange(120) % 4, 0, 4)
-    values = count_splitting.baselines.log_normalise(halves.seen)
+    values = benchmark.baselines.log_normalise(halves.seen)
     totals = np.asarray(halves.seen.sum(axis=1)).ravel()
     order = np.arange(120)
     order[parts.test] = np.random.default_rng(0).permutation(parts.test)
     found = []
     for one in (halves, halves._replace(unseen=halves.unseen[order])):
-        methods = count_splitting._methods(one, {"model": hidden}, [10], values, totals, np.arange(40), parts)
+        methods = benchmark._methods(one, {"model": hidden}, [10], values, totals, np.arange(40), parts)
         found.append(dict(methods))
     assert [choice.strength for choice in found[0].values()] == [choice.strength for choice in found[1].values()]
     assert all((one.deviance != found[1][method].deviance).any() for method, one in found[0].items())

@@ -22,7 +22,7 @@ from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
 from scbench.evaluation.external import ExternalEmbedding
 from scbench.evaluation.perturbation import prompt_report
-from scbench.evaluation.perturbation import prompts as aaai2025_perturbation
+from scbench.evaluation.perturbation import prompts as prompts_module
 from scbench.evaluation.perturbation.prompts import (
     PromptCells,
     benchmark_prompts,
@@ -202,7 +202,7 @@ def restated(oracle, cells: PromptCells, trial_key: int) -> dict[str, float]:
 
 
 def test_every_trial_equals_a_plain_restatement(networks, cells, monkeypatch):
-    monkeypatch.setattr(aaai2025_perturbation, "TRIALS", 2)
+    monkeypatch.setattr(prompts_module, "TRIALS", 2)
     oracle, model = networks()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     table = benchmark_prompts(model, cells, seed=4)
@@ -219,8 +219,8 @@ def test_every_trial_equals_a_plain_restatement(networks, cells, monkeypatch):
 
 
 def test_a_planted_effect_is_learnt_and_shuffled_perturbations_are_not(networks, cells, monkeypatch):
-    monkeypatch.setattr(aaai2025_perturbation, "TRIALS", 2)
-    monkeypatch.setattr(aaai2025_perturbation, "LEARNING_RATE", 0.3)  # 42 cells are one step an epoch
+    monkeypatch.setattr(prompts_module, "TRIALS", 2)
+    monkeypatch.setattr(prompts_module, "LEARNING_RATE", 0.3)  # 42 cells are one step an epoch
     model, shuffled = networks("cnn", "cnn_base")[1], cells.perturbed.copy()
     treated = np.flatnonzero(shuffled != -1)
     shuffled[treated] = np.random.default_rng(0).permutation(shuffled[treated])
@@ -265,8 +265,8 @@ def test_what_is_held_out(cells):
 
 
 def test_unseen_perturbations_and_the_sentences(networks, cells, monkeypatch):
-    monkeypatch.setattr(aaai2025_perturbation, "TRIALS", 1)
-    monkeypatch.setattr(aaai2025_perturbation, "EPOCHS", 2)
+    monkeypatch.setattr(prompts_module, "TRIALS", 1)
+    monkeypatch.setattr(prompts_module, "EPOCHS", 2)
     table = benchmark_prompts(networks()[1], cells, unseen=True)
     assert {row["split"] for row in table.rows} == {"unseen"}
     assert table.details["test_cells"] == [15]
@@ -315,8 +315,8 @@ def test_the_cells_of_an_anndata(networks, cells):
 
 
 def test_the_verb(networks, cells, write_pt, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(aaai2025_perturbation, "TRIALS", 2)
-    monkeypatch.setattr(aaai2025_perturbation, "EPOCHS", 1)
+    monkeypatch.setattr(prompts_module, "TRIALS", 2)
+    monkeypatch.setattr(prompts_module, "EPOCHS", 1)
     model = networks()[1]
     model.save_pretrained(tmp_path / "model", model.provenance)
     path = write_pt(single_ctrl=cells.perturbed.tolist())

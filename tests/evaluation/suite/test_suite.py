@@ -13,8 +13,7 @@ from scbench.errors import UserError
 from scbench.evaluation import external, report
 from scbench.evaluation.classification.benchmark import benchmark_classification
 from scbench.evaluation.report import Column, Table
-from scbench.evaluation.suite import suite
-from scbench.evaluation.suite import tasks as suite_tasks
+from scbench.evaluation.suite import suite, tasks
 from scbench.evaluation.suite.models import SuiteModels, name_models
 from scbench.evaluation.suite.suite import benchmark_suite
 
@@ -87,7 +86,7 @@ def asked(monkeypatch):
             raise UserError(f"{file} is no good: give another.")
         return fake_table(dataset.name)
 
-    monkeypatch.setattr(suite_tasks, "run", run)
+    monkeypatch.setattr(tasks, "run", run)
     monkeypatch.setattr(suite, "SuiteModels", lambda specs: type("None", (), {"of": lambda self, name: {}})())
     return names
 
@@ -191,7 +190,7 @@ def test_wilcoxon_over_the_data_sets_is_scipys(folder, asked, monkeypatch):
         table.rows[0]["accuracy"] = table.rows[1]["accuracy"] + differences[int(dataset.name[3:])]
         return table
 
-    monkeypatch.setattr(suite_tasks, "run", table_of)
+    monkeypatch.setattr(tasks, "run", table_of)
     monkeypatch.setattr(suite, "forest_plot", lambda *_: None)
     monkeypatch.setattr(report, "forest_plot", lambda *_: None)
     table = run(folder)
