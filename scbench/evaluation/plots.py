@@ -18,7 +18,7 @@ from scbench.kernels import random
 from scbench.kernels.random import Stream
 
 MOST_CELLS = 1500  # t-SNE of a few thousand takes longer than all the rest of a demo
-_PLOT = 3  # what a key of Stream.EVALUATION decides, beside those of scores.py and classification.py
+_PLOT = 3  # what a key of Stream.EVALUATION decides, beside those of scores.py and entrants.py
 # Okabe and Ito's colours, told apart by all common kinds of colour blindness; past seven classes the marker changes too
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 _MARKERS = ("o", "^", "s", "X", "D", "v", "P", "*")

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import platform
 import sys
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -12,6 +14,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from scbench import __version__
 from scbench.evaluation.forest import forest_plot
 from scbench.files import published_directory
 
@@ -99,3 +102,9 @@ def screen(quiet: bool = False, width: int = 120) -> Console:
 
 def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def versions() -> dict[str, str]:
+    """Those of the software."""
+    names = ("torch", "numpy", "scipy", "scikit-learn", "anndata")
+    return {"scbench": __version__, "python": platform.python_version(), **{name: version(name) for name in names}}

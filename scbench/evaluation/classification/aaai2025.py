@@ -31,7 +31,6 @@ from scbench.data.sources.reference_pt import PERTURBED, ReferencePtSource
 from scbench.errors import UserError
 from scbench.evaluation import baselines, embed, probes
 from scbench.evaluation.classification.benchmark import origin
-from scbench.evaluation.classification.cells import untrained_twin
 from scbench.evaluation.classification.label_flags import flags
 from scbench.evaluation.classification.probing import (
     DEPTH,
@@ -42,10 +41,10 @@ from scbench.evaluation.classification.probing import (
     NO_PROBE,
     PCA,
     SMALL,
-    UNTRAINED,
     Method,
 )
-from scbench.evaluation.classification.report import BASELINE_KIND, MODEL, MODEL_KIND
+from scbench.evaluation.classification.report import BASELINE_KIND, MODEL_KIND
+from scbench.evaluation.entrants import MODEL, UNTRAINED, untrained_twin
 from scbench.evaluation.labelled_cells import ModelCells, read_cells
 from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.reference_cells import described, labelled_source, values_sentences

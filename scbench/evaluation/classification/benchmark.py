@@ -8,20 +8,17 @@ compared pair by pair.
 """
 
 import hashlib
-import platform
-from importlib.metadata import version
 from pathlib import Path
 
 import anndata
 import numpy as np
 
-from scbench import __version__
 from scbench.config import ClassificationConfig, Values
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.errors import UserError
 from scbench.evaluation import baselines, embed, probes
 from scbench.evaluation.classification import report, scvi_baseline
-from scbench.evaluation.classification.cells import Model, Models, each_of, embed_all, named, take_part
+from scbench.evaluation.classification.cells import Models, each_of, embed_all, named, take_part
 from scbench.evaluation.classification.label_flags import flags
 from scbench.evaluation.classification.probing import (
     DEPTH,
@@ -36,12 +33,13 @@ from scbench.evaluation.classification.probing import (
 )
 from scbench.evaluation.classification.report import BASELINE_KIND, COLUMNS, MODEL_KIND
 from scbench.evaluation.classification.selection import GRID
+from scbench.evaluation.entrants import Model
 from scbench.evaluation.external import open_model
 from scbench.evaluation.folds import TASK
 from scbench.evaluation.labelled_cells import NOT_CHECKABLE, TRANSDUCTIVE, UNSEEN, Guarded, LabelledCells, ModelCells
 from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.reference_cells import described, labelled_source, open_reference_pt, values_sentences
-from scbench.evaluation.report import Table, screen
+from scbench.evaluation.report import Table, screen, versions
 from scbench.evaluation.scores import RESAMPLES, score
 from scbench.evaluation.split_files import Split, read_split
 from scbench.files import refuse_existing
@@ -194,12 +192,6 @@ def origin(model: ExpressionModel, cells: ModelCells, seed: int) -> dict:
         "seed": seed,
         "versions": versions(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Those of the software."""
-    names = ("torch", "numpy", "scipy", "scikit-learn", "anndata")
-    return {"scbench": __version__, "python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def embed_cells(model: ExpressionModel, cells: ModelCells, seed: int, progress: str | bool) -> np.ndarray:

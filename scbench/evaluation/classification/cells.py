@@ -9,8 +9,8 @@ import numpy as np
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.errors import UserError
 from scbench.evaluation import embed
-from scbench.evaluation.classification.probing import DEPTH, GENES, MAJORITY, PCA, SCVI, UNTRAINED
-from scbench.evaluation.classification.report import MODEL, untrained_name
+from scbench.evaluation.classification.probing import DEPTH, GENES, MAJORITY, PCA, SCVI
+from scbench.evaluation.entrants import MODEL, UNTRAINED, Model, untrained_name, untrained_twin
 from scbench.evaluation.external import ExternalEmbedding, ExternalPredictions
 from scbench.evaluation.folds import FEWEST_FOLDS, TASK, Parts, draw_split, parts_of
 from scbench.evaluation.labelled_cells import (
@@ -25,13 +25,10 @@ from scbench.evaluation.labelled_cells import (
 )
 from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.split_files import Split
-from scbench.kernels import random
 from scbench.models.model import ExpressionModel
 
-_UNTRAINED = 2  # what a key of Stream.EVALUATION decides, beside those of scores.py
 _TAKEN_NAME = re.compile(f"({'|'.join((UNTRAINED, DEPTH, GENES, MAJORITY, SCVI))}|{PCA}( [0-9]+)?)")
 
-Model = ExpressionModel | ExternalEmbedding | ExternalPredictions
 Models = Mapping[str, Sequence[Model]]  # by name, each with its pretraining seeds
 
 
@@ -131,9 +128,3 @@ def _read_predictions(
             words = [each.read_labels(split, read.ids, cells.class_names) for each in several]
             found[name] = np.vectorize(code.get, otypes=[np.int64])(np.stack(words))
     return found
-
-
-def untrained_twin(model: ExpressionModel, seed: int) -> ExpressionModel:
-    """A model of the same shape with the weights that a training starts from, on the same device."""
-    twin = ExpressionModel(model.config, model.vocabulary, random.key(seed, random.Stream.EVALUATION, _UNTRAINED) >> 1)
-    return twin.to(embed.device_of(model))

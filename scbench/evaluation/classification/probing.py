@@ -18,9 +18,7 @@ from scbench.evaluation.labelled_cells import LabelledCells
 from scbench.evaluation.progress import progress_bar
 
 KNN, LINEAR, NO_PROBE = "k-NN", "linear", "none"
-UNTRAINED, DEPTH, PCA, GENES, MAJORITY, SCVI = (
-    "untrained model", "depth only", "PCA", "variable genes", "majority class", "scVI",
-)
+DEPTH, PCA, GENES, MAJORITY, SCVI = "depth only", "PCA", "variable genes", "majority class", "scVI"
 SMALL = 10_000  # cells; below, threads mostly wait for each other
 
 Method = tuple[str, str]  # model and probe of a row

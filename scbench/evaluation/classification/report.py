@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from scbench.evaluation.classification.probing import KNN, LINEAR, UNTRAINED, Method, pca_name
+from scbench.evaluation.classification.probing import KNN, LINEAR, Method, pca_name
+from scbench.evaluation.entrants import MODEL, untrained_name
 from scbench.evaluation.report import Column
 from scbench.evaluation.scores import Scores, confusion, interval_fields
 
-MODEL = "trained model"
 MODEL_KIND, BASELINE_KIND = "model", "baseline"
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 FEW_GROUPS = 10  # under which intervals over groups are called rough
@@ -23,11 +23,6 @@ COLUMNS = [
     Column("depth R²", ("depth_r2",), "{:.2f}"),
     Column("overlap", ("overlap",)),
 ]
-
-
-def untrained_name(model: str) -> str:
-    """What the untrained twin of a model is called."""
-    return UNTRAINED if model == MODEL else f"{model}, {UNTRAINED}"
 
 
 def row(method: Method, kind: str, overlap: str, scores: Scores, accuracies: list[float], depth_r2: float | None,

@@ -20,10 +20,10 @@ from scbench.errors import UserError
 from scbench.evaluation import embed, leakage, probes
 from scbench.evaluation.classification import report
 from scbench.evaluation.classification.benchmark import embed_cells, origin
-from scbench.evaluation.classification.cells import untrained_twin
-from scbench.evaluation.classification.probing import UNTRAINED, depth_r2, predict, strengths_of
-from scbench.evaluation.classification.report import BASELINE_KIND, COLUMNS, MODEL, MODEL_KIND
+from scbench.evaluation.classification.probing import depth_r2, predict, strengths_of
+from scbench.evaluation.classification.report import BASELINE_KIND, COLUMNS, MODEL_KIND
 from scbench.evaluation.classification.selection import GRID
+from scbench.evaluation.entrants import MODEL, UNTRAINED, untrained_twin
 from scbench.evaluation.fingerprint_cells import fingerprint_cells
 from scbench.evaluation.folds import TASK, Parts, check_parts
 from scbench.evaluation.labelled_cells import UNSEEN, ModelCells, read_cells, read_unseen

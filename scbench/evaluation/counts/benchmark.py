@@ -6,9 +6,7 @@ most among them (predictors.py). Cells are tested fold by fold; the mean Poisson
 that of the depth-scaled gene mean.
 """
 
-import platform
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,23 +16,21 @@ import scipy.sparse
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
-from scbench import __version__
 from scbench.config import CountsConfig, Values
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.errors import UserError
 from scbench.evaluation import baselines, embed
-from scbench.evaluation.classification.cells import untrained_twin
 from scbench.evaluation.counts import predictors, report
 from scbench.evaluation.counts.report import GENE_MEAN, KNN, LOG_LINEAR, NO_PROBE, SMOOTHED, Method
 from scbench.evaluation.counts.thinning import Halves, read_halves
+from scbench.evaluation.entrants import UNTRAINED, Entrant, entrants_of, guard, networks_of, untrained_name, untrained_twin
 from scbench.evaluation.external import ExternalEmbedding, open_model
 from scbench.evaluation.folds import Parts, fold_parts, group_folds
 from scbench.evaluation.labels import FEWEST_GROUPS, read_labels
-from scbench.evaluation.perturbation.entrants import Entrant, entrants_of, guard, networks_of, untrained_name
 from scbench.evaluation.predictions_files import ExternalPredictions
 from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.reference_cells import described, values_sentences
-from scbench.evaluation.report import Table, screen
+from scbench.evaluation.report import Table, screen, versions
 from scbench.evaluation.scores import stratified_folds
 from scbench.evaluation.split_files import Split, read_split, unit_hash
 from scbench.files import refuse_existing
@@ -100,9 +96,9 @@ def benchmark_counts(
     """
     if values == "as_is":
         raise UserError("values that are no counts (as_is) cannot be split: give counts, or say that they are lognorm.")
-    entrants = entrants_of(models)
+    entrants = entrants_of(models, (UNTRAINED, GENE_MEAN, SMOOTHED))
     for name in (entrant.name for entrant in entrants):
-        if name in (GENE_MEAN, SMOOTHED) or name.startswith("PCA ("):
+        if name.startswith("PCA ("):
             raise UserError(f"a model cannot be called {name!r}, as a baseline is: give it another name.")
     with embed.opened(source, layer=layer, genes_column=genes_column, values=values) as opened:
         guarded = guard(entrants, opened, max_overlap, allow_overlap, progress)
@@ -133,10 +129,7 @@ def benchmark_counts(
         "differences": report.differences(board),
         "pretraining_seeds": report.members(board),
         "seed": seed,
-        "versions": {
-            "scbench": __version__, "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "anndata")},
-        },
+        "versions": versions(),
     }
     said = [*report.sentences(board, cells.counted, common, guarded.overlap), *recovered]
     rows = report.rows(board, common, guarded.overlap)
@@ -190,7 +183,8 @@ def _embed(entrants: list[Entrant], halves: Halves, seed: int, progress: bool) -
     }
     networks = networks_of(entrants)
     networks |= {
-        untrained_name(entrant): untrained_twin(entrant.network, seed) for entrant in entrants if entrant.network is not None
+        untrained_name(entrant.name): untrained_twin(entrant.network, seed) for entrant in entrants
+        if entrant.network is not None
     }
     tokens = {}
     for name, network in networks.items():

@@ -7,11 +7,10 @@ import numpy as np
 
 from scbench.evaluation import baselines
 from scbench.evaluation.counts import predictors
+from scbench.evaluation.entrants import MODEL, Entrant, untrained_name
 from scbench.evaluation.labelled_cells import NOT_CHECKABLE, TRANSDUCTIVE, UNSEEN
-from scbench.evaluation.perturbation.entrants import Entrant, untrained_name
-from scbench.evaluation.perturbation.fold import MODEL
 from scbench.evaluation.report import Column
-from scbench.evaluation.scores import RESAMPLES, interval, resamples
+from scbench.evaluation.scores import RESAMPLES, interval, interval_fields, resamples
 from scbench.evaluation.split_files import Split
 
 KNN, LOG_LINEAR, NO_PROBE = "k-NN", "log-linear", "none"
@@ -53,7 +52,7 @@ class Board(NamedTuple):
         np.add.at(sums, unit, by_cell)
         means = np.concatenate([(w @ sums) / (w @ sizes)[:, None] for w in resamples(len(sizes), seed)])
         samples = dict(zip(methods, means.T, strict=True))
-        untrained = {entrant.name: untrained_name(entrant) for entrant in entrants if entrant.network is not None}
+        untrained = {entrant.name: untrained_name(entrant.name) for entrant in entrants if entrant.network is not None}
         seeds = {entrant.name: [member.name for member in entrant.members] for entrant in entrants}
         seeds |= {name: [name] for name in (*untrained.values(), *map(pca_name, widths))}
         members = {
@@ -95,23 +94,19 @@ def rows(board: Board, common: dict, overlap: dict[str, str]) -> list[dict]:
             "task": "counts", "dataset": common["dataset"], "label": None, "model": name,
             "kind": "model" if name in board.models else "baseline", "probe": probe, "protocol": common["protocol"],
             "overlap": overlap.get(name, others), "values": common["values"],
-            **fields("poisson_deviance", board.deviance(method)), **fields("deviance_explained", board.explained(method)),
+            **interval_fields("poisson_deviance", board.deviance(method)),
+            **interval_fields("deviance_explained", board.explained(method)),
             "pretraining_seeds": len(members) if name in board.models else None,
             "deviance_explained_pretraining_sd": float(np.std(explained, ddof=1)) if len(members) > 1 else None, **common,
         })
     return found
 
 
-def fields(name: str, samples: np.ndarray) -> dict[str, float]:
-    value, low, high = interval(samples)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
-
-
 def differences(board: Board) -> list[dict]:
     """The deviance explained by each model less that of each baseline, paired over cells or groups."""
     return [
         {"model": name, "probe": probe, "baseline": other[0], "baseline_probe": other[1],
-         **fields("deviance_explained", board.explained((name, probe)) - board.explained(other))}
+         **interval_fields("deviance_explained", board.explained((name, probe)) - board.explained(other))}
         for name in board.models for probe in (LOG_LINEAR, KNN) for other in board.baselines
     ]
 

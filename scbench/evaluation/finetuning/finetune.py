@@ -45,7 +45,7 @@ PATIENCE = 5  # epochs without a lower validation loss
 ENCODER_RATE = 0.1  # of the head's learning rate
 WARMUP_SHARE = 0.05  # of all steps
 WEIGHT_DECAY, CLIP = 0.01, 1.0
-_FINETUNING = 11  # what a key of Stream.EVALUATION decides, beside those of scores.py and classification.py
+_FINETUNING = 11  # what a key of Stream.EVALUATION decides, beside those of scores.py and entrants.py
 
 COLUMNS = [
     Column("model", ("model",)),

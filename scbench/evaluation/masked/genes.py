@@ -19,7 +19,7 @@ from scbench.kernels.random import Stream
 
 UNIFORM, WEIGHTED = "uniform", "weighted"
 DRAWS = {UNIFORM: 0.0, WEIGHTED: 1.0}  # share of long cells whose genes are drawn by weight
-_GENES = 3  # what a key of Stream.EVALUATION decides, beside those of scores.py and classification.py
+_GENES = 3  # what a key of Stream.EVALUATION decides, beside those of scores.py and entrants.py
 
 
 class EvaluationLaw(NamedTuple):

@@ -6,9 +6,7 @@ against one half of the context's own controls, and the other halves give the ce
 mixed: each study is split and fitted alone.
 """
 
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,24 +14,21 @@ import anndata
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from scbench import __version__
 from scbench.config import PerturbationConfig, Values
 from scbench.config.perturbation import check_predictor
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.errors import UserError
 from scbench.evaluation import embed, external
+from scbench.evaluation.entrants import Entrant, Model, entrants_of, guard
 from scbench.evaluation.labelled_cells import TRANSDUCTIVE, UNSEEN
 from scbench.evaluation.perturbation import pooled, report
 from scbench.evaluation.perturbation.cells import PerturbedCells, Reading, name_cells, read_perturbed_cells
 from scbench.evaluation.perturbation.changes import group_means
 from scbench.evaluation.perturbation.entrants import (
-    Entrant,
-    Model,
+    RESERVED,
     Vectors,
     embed_controls,
-    entrants_of,
     gene_names,
-    guard,
     random_name,
     read_vectors,
     rivals_of,
@@ -45,7 +40,7 @@ from scbench.evaluation.perturbation.splits import CELLS, PERTURBATION, UNITS, d
 from scbench.evaluation.predictions_files import Profiles
 from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.reference_cells import described, values_sentences
-from scbench.evaluation.report import Table, screen
+from scbench.evaluation.report import Table, screen, versions
 from scbench.evaluation.split_files import Split, read_split, unique_ids
 from scbench.files import refuse_existing
 
@@ -131,7 +126,7 @@ def benchmark_perturbation(
         If a column, the controls, the targets or a model can't be used, or too little remains to be split.
     """
     check_predictor(predictor, split, context)
-    entrants = entrants_of(models)
+    entrants = entrants_of(models, RESERVED)
     if split_file is not None:
         split_file.check(TASK, perturbation_column, UNITS[split])
         folds, seeds = split_file.folds, split_file.repetitions
@@ -203,10 +198,7 @@ def benchmark_perturbation(
         "differences": report.differences(board, entrants, rivals),
         "comparisons": report.comparisons(board, entrants, rivals),
         "seed": seed,
-        "versions": {
-            "scbench": __version__, "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "anndata")},
-        },
+        "versions": versions(),
     }
     beside = {"split.json": split_file.write, **_files(saved)}
     title = f"Change by {perturbation_column} in {place['name']}, {split}"

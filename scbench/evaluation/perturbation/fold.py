@@ -14,9 +14,7 @@ from scbench.evaluation.perturbation.scoring import CEILING, Held
 from scbench.evaluation.perturbation.splits import CELLS, CONTEXT, INNER_HALVES, Fold, halves
 
 RIDGE, CONTEXTS = "ridge", "context"
-MODEL, UNTRAINED, LOADINGS, PCA_CENTROIDS, RANDOM = (
-    "trained model", "untrained model", "PCA gene loadings", "PCA", "random vectors",
-)
+LOADINGS, PCA_CENTROIDS, RANDOM = "PCA gene loadings", "PCA", "random vectors"
 NO_CHANGE, TRAIN_MEAN, OWN_MEAN, MATCHING_MEAN, ADDITIVE = (
     "no change", "train mean", "own training mean", "matching mean", "additive",
 )

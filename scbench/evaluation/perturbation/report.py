@@ -2,13 +2,13 @@
 
 import numpy as np
 
+from scbench.evaluation.entrants import MODEL, Entrant
 from scbench.evaluation.labelled_cells import NOT_CHECKABLE, TRANSDUCTIVE
 from scbench.evaluation.perturbation.cells import NAMED, PANEL, SMALLEST, PerturbedCells, Reading
-from scbench.evaluation.perturbation.entrants import PREDICTIONS, Entrant, Vectors
+from scbench.evaluation.perturbation.entrants import PREDICTIONS, Vectors
 from scbench.evaluation.perturbation.fold import (
     ADDITIVE,
     MATCHING_MEAN,
-    MODEL,
     NO_CHANGE,
     OWN_MEAN,
     RIDGE,

@@ -5,7 +5,7 @@ from statistics import fmean
 
 import numpy as np
 
-from scbench.evaluation.classification.report import MODEL, untrained_name
+from scbench.evaluation.entrants import MODEL, untrained_name
 from scbench.evaluation.perturbation.prompt_report import BASE, NOTHING, PROMPT
 from scbench.evaluation.report import Table
 

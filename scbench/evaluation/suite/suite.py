@@ -20,10 +20,9 @@ from typing import NamedTuple
 from scbench import __version__
 from scbench.config import SuiteConfig
 from scbench.errors import UserError
-from scbench.evaluation.classification.benchmark import versions
 from scbench.evaluation.classification.label_flags import ORIGINS
 from scbench.evaluation.forest import forest_plot, of_whole_set
-from scbench.evaluation.report import Column, Table, screen
+from scbench.evaluation.report import Column, Table, screen, versions
 from scbench.evaluation.suite import tasks, wilcoxon
 from scbench.evaluation.suite.file import AAAI2025, CLASSIFICATION, UNKNOWN, DataSet, Suite, read_suite
 from scbench.evaluation.suite.models import SuiteModels, identify, name_models
