@@ -1,1 +1,1 @@
-"""A tour of the verbs on cells that come with scanpy."""
+"""The whole path on real cells in minutes."""
