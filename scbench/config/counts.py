@@ -5,12 +5,13 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from scbench.config.benchmark import BenchmarkConfig
 from scbench.config.common import Common, Output, Values
 from scbench.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountsConfig(Common):
+class CountsConfig(BenchmarkConfig):
     """Predict one half of each cell's counts from the embedding of the other half, beside baselines; no labels needed."""
 
     model: Positional[str]
@@ -21,32 +22,10 @@ class CountsConfig(Common):
     """Directory for the tables (JSON, CSV, Markdown)."""
     group: str | None = None
     """Column of obs whose groups (donors, say) are held out whole."""
-    split_file: Path | None = None
-    """Folds that another run wrote (split.json), in place of drawing them."""
-    values: Values = "counts"
-    """What the file holds, if not counts: log1p_counts or lognorm, of which counts are recovered."""
-    layer: str | None = None
-    """Where the raw counts are: X, raw, or the name of a layer."""
-    genes_column: str | None = None
-    """Column of var that names the genes."""
-    seeds: int = 3
-    """Repetitions of the whole cross-validation."""
-    folds: int = 5
-    """Folds of the cross-validation."""
-    max_overlap: float = 0.01
-    """Refuse if the model was trained on a larger share of the cells; 1: never. Those cells are left out."""
-    allow_overlap: bool = False
-    """Keep cells that the model was trained on; every row of the table is then marked "transductive"."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_values(self.values)
-        for name, value, least in [("--seeds", self.seeds, 1), ("--folds", self.folds, 3)]:
-            if value < least:
-                raise UserError(f"{name} is {value}: it must be at least {least}.")
-        if not 0 <= self.max_overlap <= 1:
-            raise UserError(f"--max-overlap is {self.max_overlap}: it must be between 0 and 1.")
-        if self.split_file is not None and (self.seeds, self.folds) != (3, 5):
-            raise UserError("--split-file says how many --seeds and --folds there are: leave these out.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from scbench.config.common import Common, Output, Values
+from scbench.config.benchmark import BenchmarkConfig
+from scbench.config.common import Common, Output
 from scbench.errors import UserError
 
 
@@ -38,7 +39,7 @@ class EmbedConfig(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationConfig(Common):
+class ClassificationConfig(BenchmarkConfig):
     """Predict a label of each cell from frozen embeddings, beside baselines, on cells that pretraining never saw."""
 
     model: Positional[str]
@@ -57,34 +58,15 @@ class ClassificationConfig(Common):
     """default: train, validate, test in turn; aaai2025: the reference's 5 trials of 70/30, the best on the test part."""
     group: str | None = None
     """Column of obs (donor, dataset, platform) whose groups are held out whole; by default cells are held out."""
-    split_file: Path | None = None
-    """Folds to use, a split.json that an earlier run wrote, instead of drawing them."""
-    values: Values = "counts"
-    """What the file holds, if not raw counts."""
     scvi: bool = False
     """Train scVI on the training cells of each fold too (needs scvi-tools)."""
-    layer: str | None = None
-    """Where the raw counts are: X, raw, or the name of a layer."""
-    genes_column: str | None = None
-    """Column of var that names the genes."""
-    seeds: int = 3
-    """How often the cells or groups are dealt to folds."""
-    folds: int = 5
-    """Folds: each tests once, the next one validates, the others train. There are no more than groups."""
-    max_overlap: float = 0.01
-    """Refuse if the model was trained on a larger share of the labelled cells; 1: never. Those cells are left out."""
-    allow_overlap: bool = False
-    """Keep cells that the model was trained on; its rows are then marked "transductive"."""
 
     def __post_init__(self) -> None:
-        for name, value, least in [("--seeds", self.seeds, 1), ("--folds", self.folds, 3)]:
-            if value < least:
-                raise UserError(f"{name} is {value}: it must be at least {least}.")
+        super().__post_init__()
         if (self.train is None) != (self.test is None) or (self.train is None) == (self.input is None):
             raise UserError("give either one file of labelled cells, or both --train and --test, for label transfer.")
-        drawn = [self.seeds, self.folds] != [3, 5]
         folded = [option for option, given in [
-            ("--seeds and --folds are", drawn), ("--group is", self.group is not None),
+            ("--seeds and --folds are", self.folds_given), ("--group is", self.group is not None),
             ("--split-file is", self.split_file is not None), ("--scvi is", self.scvi),
         ] if given]
         if self.train is not None:
@@ -94,10 +76,6 @@ class ClassificationConfig(Common):
                 raise UserError(f"{folded[0] if folded else '--protocol is'} no part of label transfer: leave that out.")
         if self.protocol == "aaai2025" and folded:
             raise UserError(f"{folded[0]} no part of --protocol aaai2025, which has 5 trials by cell: leave that out.")
-        if self.split_file is not None and drawn:
-            raise UserError("--seeds and --folds are those of --split-file: leave them out.")
-        if not 0 <= self.max_overlap <= 1:
-            raise UserError(f"--max-overlap is {self.max_overlap}: it must be between 0 and 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

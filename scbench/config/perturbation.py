@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
-from scbench.config.common import Common, Output, Values
+from scbench.config.benchmark import BenchmarkConfig
+from scbench.config.common import Output
 from scbench.errors import UserError
 
 ONLY_DEFAULT = ("context", "study", "total_counts_column", "split", "predictor", "split_file", "save_predictions", "seeds",
@@ -15,8 +16,10 @@ Split = Literal["unseen-cells", "unseen-perturbation", "unseen-combination", "un
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerturbationConfig(Common):
+class PerturbationConfig(BenchmarkConfig):
     """Predict how perturbations change the mean expression of held-out cells, beside baselines and a ceiling."""
+
+    fewest_folds: ClassVar[int] = 2  # strengths are chosen on groups of the training cells
 
     model: Positional[Path]
     """Model directory; obsm:KEY, an .npz or a .parquet of embeddings (of genes for ridge); or an h5ad of predictions."""
@@ -43,31 +46,11 @@ class PerturbationConfig(Common):
     """What is held out."""
     predictor: Literal["ridge", "context"] = "ridge"
     """ridge: from the targets' gene embeddings; context: from contexts whose controls the model embeds alike."""
-    split_file: Path | None = None
-    """A split.json: use its folds rather than draw some."""
     save_predictions: bool = False
     """Write the model's predicted profiles of all that is held out, as predictions.h5ad."""
-    values: Values = "counts"
-    """What the file holds; other than counts is marked in the table."""
-    layer: str | None = None
-    """Where the raw counts are: X, raw, or the name of a layer."""
-    genes_column: str | None = None
-    """Column of var that names the genes."""
-    seeds: int = 3
-    """Repetitions of the whole cross-validation."""
-    folds: int = 5
-    """Folds of the cross-validation."""
-    max_overlap: float = 0.01
-    """Refuse if the model was trained on a larger share of the cells; 1: never. Those cells are left out."""
-    allow_overlap: bool = False
-    """Keep cells that the model was trained on; every row of the table is then marked "transductive"."""
 
     def __post_init__(self) -> None:
-        for name, value, least in [("--seeds", self.seeds, 1), ("--folds", self.folds, 2)]:
-            if value < least:
-                raise UserError(f"{name} is {value}: it must be at least {least}.")
-        if not 0 <= self.max_overlap <= 1:
-            raise UserError(f"--max-overlap is {self.max_overlap}: it must be between 0 and 1.")
+        super().__post_init__()
         names = {"--perturbation-column": self.perturbation_column, "--control": self.control}
         missing = [option for option, value in names.items() if value is None]
         if self.input.suffix.lower() == ".pt":
