@@ -12,7 +12,7 @@ from scbench.data.sources.anndata import AnnDataSource
 from scbench.errors import UserError
 from scbench.evaluation.labelled_cells import take_counts
 from scbench.evaluation.labels import read_labels
-from scbench.evaluation.perturbation.names import targets_of
+from scbench.evaluation.perturbation.names import is_control, targets_of
 from scbench.evaluation.split_files import unique_ids
 
 STUDY_COLUMNS = ("dataset", "study", "perturbation_type")  # where a file has them and nobody says otherwise
@@ -97,8 +97,8 @@ def name_cells(
     names = labels_of(source, column, "--perturbation-column")
     parsed = {name: targets_of(name, control, genes) for name in set(names) - {None}}
     study = tuple(name for name in STUDY_COLUMNS if name in source.obs.columns) if study is None else study
-    if not any(targets == () for targets in parsed.values()):
-        known = ", ".join(sorted(parsed)[:NAMED])
+    if not any(is_control(name, control) for name in parsed):  # none of another name instead, such as "ctrl"
+        known = ", ".join(sorted(parsed, key=lambda name: (parsed[name] != (), name))[:NAMED])  # likely ones first
         raise UserError(f"{source.name}: no cell is called {control!r} in {column!r}: choose --control among {known} …")
     targets = np.empty(len(names), dtype=object)
     targets[:] = [parsed.get(name) for name in names]

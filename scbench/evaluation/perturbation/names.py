@@ -6,6 +6,12 @@ from collections.abc import Container
 CONTROL_WORDS = frozenset(["ctrl", "control"])  # whatever the case; the user's own name of the controls goes beside them
 
 
+def is_control(name: str, control: str) -> bool:
+    """Whether a name is what the user calls controls, alone or several times (`ctrl+ctrl`), whatever the case."""
+    parts = {part.strip().lower() for part in re.split(r"[+,]", name)}
+    return name.lower() == control.lower() or parts == {control.lower()}
+
+
 def targets_of(name: str, control: str, genes: Container[str]) -> tuple[str, ...]:
     """The targets of `A`, `A+B`, `A,B`, `A_B`, `A+ctrl` or `A,ctrl`, each once, ascending; () for a control.
 

@@ -39,7 +39,7 @@ from scbench.evaluation.classification.aaai2025 import LEARNING_RATE, PROTOCOL, 
 from scbench.evaluation.labelled_cells import NOT_CHECKABLE, read_unseen
 from scbench.evaluation.perturbation import prompt_report as report
 from scbench.evaluation.perturbation.features import target_tokens
-from scbench.evaluation.perturbation.names import targets_of
+from scbench.evaluation.perturbation.names import is_control, targets_of
 from scbench.evaluation.perturbation.prompt_report import BASE, GENE_MEAN, NOTHING, PROMPT
 from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.reference_cells import labelled_source, values_sentences
@@ -122,7 +122,7 @@ def _perturbed_genes(
     """The token of the gene that each cell's label names, CONTROL or _UNKNOWN, int64; the labels left out, and their cells."""
     genes = {*model.vocabulary.tokens, *source.identity.symbols, *source.identity.ids}
     targets = {word: targets_of(word, control, genes) for word in set(words)}
-    if all(targets.values()):
+    if not any(is_control(word, control) for word in targets):
         raise UserError(f"no cell of {source.name} is called {control!r}, as controls would be: say what controls are called.")
     tokens = target_tokens(model, sorted({target for names in targets.values() for target in names}))
     token_of = {word: tokens.get(names[0], _UNKNOWN) if len(names) == 1 else _UNKNOWN for word, names in targets.items()}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scbench.evaluation.perturbation.names import targets_of
+from scbench.evaluation.perturbation.names import is_control, targets_of
 
 GENES = {"KLF1", "MAP2K6", "HLA_X", "A", "B"}
 
@@ -16,3 +16,11 @@ GENES = {"KLF1", "MAP2K6", "HLA_X", "A", "B"}
 ])
 def test_names(name, targets):
     assert targets_of(name, "non-targeting", GENES) == targets
+
+
+@pytest.mark.parametrize(("name", "control", "expected"), [
+    ("ctrl", "ctrl", True), ("Ctrl", "ctrl", True), ("ctrl+ctrl", "ctrl", True), ("ctrl, ctrl", "ctrl", True),
+    ("non-targeting", "non-targeting", True), ("a+b", "a+b", True), ("control", "ctrl", False), ("A+ctrl", "ctrl", False),
+])
+def test_controls_are_what_the_user_calls_so(name, control, expected):
+    assert is_control(name, control) == expected
