@@ -8,7 +8,7 @@ from scbench.errors import UserError
 from scbench.evaluation.labelled_cells import LabelledCells, ReadCells
 from scbench.evaluation.probes import NEIGHBOURS
 from scbench.evaluation.scores import stratified_folds
-from scbench.evaluation.split_files import Split, unit_hash
+from scbench.evaluation.split_files import Split, unit_hashes
 from scbench.kernels import random
 from scbench.kernels.random import Stream
 
@@ -44,7 +44,7 @@ def draw_split(
     folds = min(folds, len(cells.group_names))
     sizes = np.zeros((len(cells.group_names), len(cells.class_names)))
     np.add.at(sizes, (cells.groups, cells.classes), 1)
-    keys = np.array([int(unit_hash(name), 16) for name in cells.group_names], dtype=np.uint64)
+    keys = unit_hashes(cells.group_names)
     fold = [group_folds(sizes, keys, folds, seed, repetition) for repetition in range(seeds)]
     return Split.of(TASK, read.source, label, PROTOCOL, folds, "group", cells.group_names, np.stack(fold))
 

@@ -18,7 +18,7 @@ from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
 from scbench.evaluation import embed, labels, leakage
 from scbench.evaluation.progress import progress_bar
-from scbench.evaluation.split_files import unique_ids, unit_hash
+from scbench.evaluation.split_files import unique_ids, unit_hashes
 from scbench.models.model import ExpressionModel
 
 UNSEEN, TRANSDUCTIVE, NOT_CHECKABLE = "unseen", "transductive", "not checkable"
@@ -149,7 +149,7 @@ def read_labelled(
     counts = _read_counts(source, wanted, progress)
     rows = np.flatnonzero(wanted)
     ids = unique_ids(source.obs_names)[rows]
-    keys = np.array([int(unit_hash(name), 16) for name in ids], dtype=np.uint64)
+    keys = unit_hashes(ids)
     content = content_hash(counts.indices, counts.data, counts.indptr.astype(np.int64))
     order = np.lexsort((keys, content))
     first = np.ones(len(order), dtype=bool)

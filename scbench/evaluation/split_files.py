@@ -120,6 +120,11 @@ def unit_hash(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
+def unit_hashes(names: Iterable[str]) -> np.ndarray:
+    """The same as numbers, uint64 [names]."""
+    return np.array([int(unit_hash(name), 16) for name in names], dtype=np.uint64)
+
+
 def unique_ids(obs_names: Iterable[str]) -> np.ndarray:
     """Cell ids without doubles, str objects [cells]: the second cell called `name` is `name#2`, the third `name#3`, …
 

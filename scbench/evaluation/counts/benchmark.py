@@ -32,7 +32,7 @@ from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.reference_cells import described, values_sentences
 from scbench.evaluation.report import Table, screen, versions
 from scbench.evaluation.scores import stratified_folds
-from scbench.evaluation.split_files import Split, read_split, unit_hash
+from scbench.evaluation.split_files import Split, read_split, unit_hashes
 from scbench.files import refuse_existing
 from scbench.models.model import ExpressionModel
 
@@ -169,7 +169,7 @@ def _draw(cells: Cells, group: str | None, folds: int, seeds: int, seed: int) ->
     if len(names) < FEWEST_GROUPS:
         raise UserError(f"{halves.source}: {len(names)} groups in column {group!r} hold cells, and {FEWEST_GROUPS} are needed "
                         "to train, validate and test on: choose another --group.")
-    keys = np.array([int(unit_hash(name), 16) for name in names], dtype=np.uint64)
+    keys = unit_hashes(names)
     folds = min(folds, len(names))
     fold = [group_folds(sizes[:, None], keys, folds, seed, repetition) for repetition in range(seeds)]
     return Split.of(TASK, halves.source, group, PROTOCOL, folds, "group", names.tolist(), np.stack(fold))

@@ -23,7 +23,7 @@ from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
 from scbench.evaluation import embed
 from scbench.evaluation.progress import progress_bar
-from scbench.evaluation.split_files import unique_ids, unit_hash
+from scbench.evaluation.split_files import unique_ids, unit_hashes
 from scbench.files import published_file, refuse_existing
 from scbench.kernels import random
 from scbench.kernels.random import Stream
@@ -74,7 +74,7 @@ class Halves(NamedTuple):
 def read_halves(source: AnnDataSource, seed: int = 0, *, progress: bool = False) -> Halves:
     """Both halves of all cells of an open source; UserError if a count is not whole."""
     ids = unique_ids(source.obs_names)
-    keys, genes = _hashes(ids), _hashes(_gene_names(source.identity))
+    keys, genes = unit_hashes(ids), unit_hashes(_gene_names(source.identity))
     key = random.key(seed, Stream.EVALUATION, _THINNING)
     parts, content = [], []
     with progress_bar("splitting counts", source.n_cells, progress) as advance:
@@ -127,10 +127,6 @@ def _gene_names(identity: GeneIdentity) -> np.ndarray:
     """Distinct names of the columns: the Ensembl id, else the symbol, else the column's number."""
     pairs = zip(identity.ids, identity.symbols, strict=True)
     return unique_ids([gene or symbol or str(column) for column, (gene, symbol) in enumerate(pairs)])
-
-
-def _hashes(names: np.ndarray) -> np.ndarray:
-    return np.array([int(unit_hash(name), 16) for name in names], dtype=np.uint64)
 
 
 def _digest(ids: np.ndarray, genes: np.ndarray, counts: scipy.sparse.csr_matrix) -> str:

@@ -10,6 +10,7 @@ from scbench.evaluation.perturbation.cells import PerturbedCells
 from scbench.evaluation.perturbation.changes import Changes, group_means
 from scbench.evaluation.perturbation.splits import ALL, CELLS, CONTEXT, Fold
 from scbench.evaluation.scores import RESAMPLES, resamples
+from scbench.evaluation.split_files import unit_hashes
 from scbench.kernels import random
 
 METRICS = ("mse", "pearson_control", "pearson_mean", "mse_top", "pearson_control_top", "pearson_mean_top", "discrimination",
@@ -34,14 +35,14 @@ class Held(NamedTuple):
     controls: np.ndarray  # float64 [contexts, genes], mean of the controls that are not scored
 
 
-def cell_weights(rows: np.ndarray, first: int, last: int, seed: int) -> np.ndarray:
+def cell_weights(keys: np.ndarray, first: int, last: int, seed: int) -> np.ndarray:
     """Weights of cells in resamples first … last−1, float64 [R, cells]: ones in resample 0, else exponential ones.
 
     Rubin, "The Bayesian bootstrap" (1981): unlike drawn cells, few weighted ones never vanish all. A cell has the same weight
-    in every fold, repetition and method. `rows`: of the file.
+    in every fold, repetition and method. `keys`: hashes of their ids, uint64 [cells].
     """
     key = random.key(seed, random.Stream.EVALUATION, _BOOTSTRAP)
-    weights = -np.log(random.uniform(random.bits(random.bits(key, np.arange(first, last))[:, None], rows)))
+    weights = -np.log(random.uniform(random.bits(random.bits(key, np.arange(first, last))[:, None], keys)))
     weights[np.arange(first, last) == 0] = 1
     return weights
 
@@ -55,13 +56,14 @@ def score_fold(held: Held, predictions: dict[str, np.ndarray], bootstrap_cells: 
     total = 1 + RESAMPLES if bootstrap_cells else 1
     context = held.cells.pair_context[held.fold.pairs]
     for number in np.unique(context):
-        candidates = np.flatnonzero(held.cells.pair_context == number)
+        candidates = np.unique(held.cells.pair[held.fold.scored & (held.cells.context == number)])
         rows = [_by_hash(held.cells, held.fold.scored & (held.cells.pair == pair)) for pair in candidates]
+        keys = [unit_hashes(held.cells.ids[one]) for one in rows]
         cells = [held.values[one].toarray().astype(np.float64) for one in rows]
         step = max(1, _CHUNK // (len(candidates) * len(held.genes)))
         found: dict[tuple[int, str], list[np.ndarray]] = {}
         for first in range(0, total, step):
-            weights = [cell_weights(held.cells.rows[one], first, min(first + step, total), seed) for one in rows]
+            weights = [cell_weights(one, first, min(first + step, total), seed) for one in keys]
             means = np.stack([w @ x / w.sum(axis=1, keepdims=True) for w, x in zip(weights, cells, strict=True)])
             for place in np.flatnonzero(context == number):
                 own = int(np.searchsorted(candidates, held.fold.pairs[place]))

@@ -11,7 +11,7 @@ import numpy as np
 from scbench.errors import UserError
 from scbench.evaluation.perturbation.cells import NamedCells, PerturbedCells, large_pairs
 from scbench.evaluation.scores import stratified_folds
-from scbench.evaluation.split_files import Split, unit_hash
+from scbench.evaluation.split_files import Split, unit_hash, unit_hashes
 from scbench.kernels import random
 
 CELLS, PERTURBATION, COMBINATION, CONTEXT = SPLITS = (
@@ -68,7 +68,7 @@ def draw_split(
             codes = np.array([number.get((named.targets[row], named.contexts[row]), -1) for row in rows])
             ids, codes = named.ids[rows[codes >= 0]], codes[codes >= 0]
             names += ids.tolist()
-            dealt.append([stratified_folds(codes, _hashes(ids), folds, seed, repetition) for repetition in range(seeds)])
+            dealt.append([stratified_folds(codes, unit_hashes(ids), folds, seed, repetition) for repetition in range(seeds)])
             continue
         perturbations = sorted({targets for targets, _ in pairs})
         for units, purpose in {
@@ -174,14 +174,9 @@ def _folds_of(split: Split, cells: PerturbedCells, names: Iterable[str], repetit
     return split.folds_of([_unit(study, name) for name in names], cells.study or "the file")[repetition]
 
 
-def _hashes(names: Sequence[str]) -> np.ndarray:
-    """uint64 [names]."""
-    return np.array([int(unit_hash(name), 16) for name in names], dtype=np.uint64)
-
-
 def _deal(names: Sequence[str], folds: int, seed: int, purpose: int, repetition: int) -> np.ndarray:
     """The fold of each name, int64 [names]: dealt round in a random order of the names' hashes."""
     key = random.key(seed, random.Stream.EVALUATION, purpose, repetition)
     fold = np.empty(len(names), dtype=np.int64)
-    fold[np.argsort(random.bits(key, _hashes(names)), kind="stable")] = np.arange(len(names)) % folds
+    fold[np.argsort(random.bits(key, unit_hashes(names)), kind="stable")] = np.arange(len(names)) % folds
     return fold

@@ -123,6 +123,28 @@ def test_the_first_sample_of_cells_is_the_plain_score(planted, read, divide):
         assert scores["half"][0, 1:].std() > 0
 
 
+def test_perturbations_without_scored_cells_are_no_rivals(planted, read, divide):
+    """A pair that lost its cells in a fold of cells cannot be taken for the right one."""
+    file = planted(SINGLES[:4], cells=24)
+    held = held_out(read(file), divide(file, "unseen-cells", 3))[0]
+    gone = held.cells.pair == held.fold.pairs[0]
+    fold = held.fold._replace(scored=held.fold.scored & ~gone, pairs=held.fold.pairs[1:], strata=held.fold.strata[1:])
+    held = held._replace(fold=fold)
+    for _, _, scores in score_fold(held, {"perfect": truth_of(held)}, False, 0):
+        assert scores["perfect"][METRICS.index("discrimination"), 0] == 1
+
+
+def test_the_order_of_the_file_moves_no_interval(model, planted):
+    cells = planted(SINGLES[:4], cells=20)
+    turned = cells[np.random.default_rng(0).permutation(cells.n_obs)].copy()
+    first, second = (run(model, one, split="unseen-cells").rows for one in (cells, turned))
+    for one, other in zip(first, second, strict=True):
+        assert {name: value for name, value in other.items() if name != "dataset"} == {
+            name: pytest.approx(value, abs=1e-6) if isinstance(value, float) else value
+            for name, value in one.items() if name != "dataset"
+        }
+
+
 def test_pooled_controls_are_caught(model, planted, read):
     """Perturbations that do nothing, two in each of two lines that are far apart."""
     file = planted(["none1", "none2", "none3", "none4"], cells=40, contexts=("a", "b"), shift=0.7)
@@ -219,6 +241,8 @@ def test_totals(planted):
     (lambda c: c.obs.insert(0, "total", 1.0), {"total_counts_column": "total"}, "totals under the sum of a cell's counts"),
     (lambda c: rename(c, "control", "untreated"), {},
      "no cell is called 'control' in 'condition': choose --control among GENE0"),
+    (lambda c: rename(c, "control", "ctrl"), {},  # a word for controls, but not the user's
+     "no cell is called 'control' in 'condition': choose --control among ctrl, GENE0"),
     (lambda c: rename(c, "GENE", "drug"), {},
      r"none of the 4 targets \(drug0, .*\) is a gene that the model was trained on"),
     (lambda c: c.obs.__setitem__("line", [f"{i}" for i in range(c.n_obs)]), {}, "no perturbation with 20 cells in a context"),
