@@ -16,6 +16,7 @@ from scbench.evaluation.split_files import Split, unique_ids
 from scbench.files import sha256
 
 DIGEST = "split_sha256"  # key of uns: the digest of the split that the predictions were made on
+REFUSED = "refused_targets"  # key of uns: targets whose perturbations were left out of the split's, and have no prediction
 PREDICTION = "prediction_"  # columns of obs, with the number of the repetition
 STUDY = "study"  # column of obs that profiles may have beside those of KEY
 KEY = ("repetition", "fold", "perturbation", "context")  # columns of obs that say what a profile is of
@@ -50,7 +51,8 @@ class ExternalPredictions:
 
     uns["split_sha256"] is the split's digest. For classification, obs["prediction_0"], "prediction_1", … are the labels
     predicted of each cell out of fold, a column a repetition; X is not read. For perturbations, a row is the predicted mean
-    profile of a held-out (repetition, fold, perturbation, context), columns of obs, in log1p(10⁴ · count / total).
+    profile of a held-out (repetition, fold, perturbation, context), columns of obs, in log1p(10⁴ · count / total);
+    uns["refused_targets"] may list targets whose perturbations nothing was fitted on and nothing is predicted of.
 
     Raises
     ------
@@ -67,6 +69,7 @@ class ExternalPredictions:
             self.obs: pd.DataFrame = self._element("obs")
             uns = self._root.get("uns", {})
             digest = self._element(f"uns/{DIGEST}") if DIGEST in uns else None
+            self.refused = [str(one) for one in np.atleast_1d(self._element(f"uns/{REFUSED}"))] if REFUSED in uns else []
         finally:
             close(self._root)
         if not isinstance(digest, str):

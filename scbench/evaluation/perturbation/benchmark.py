@@ -162,7 +162,7 @@ def benchmark_perturbation(
     }
     asked = Asked(entrants, Knowledge(predictor, vectors.by_member, randoms, embedded, seed), profiles, split_file, names)
     saved = {
-        member.name: SavedProfiles(member.name, split_file, control, names) for entrant in entrants
+        member.name: SavedProfiles(member.name, split_file, control, names, refused) for entrant in entrants
         for member in entrant.members if save_predictions
     }
     board, chosen = _run(studies, asked, saved, progress)
@@ -292,7 +292,7 @@ def run_perturbation(config: PerturbationConfig) -> dict:
         )
     table.write(config.output)
     if not config.json:
-        console = screen()
+        console = screen(width=200)  # where nobody says how wide it is: the metrics with their intervals side by side
         table.show(console)
         console.print(f"Written to {config.output}: results.json, results.csv, results.md and what goes with them")
     return table.record()

@@ -33,7 +33,9 @@ from scbench.models.model import ExpressionModel
 
 RESERVED = (UNTRAINED, LOADINGS, PCA_CENTROIDS, RANDOM, NO_CHANGE, TRAIN_MEAN, OWN_MEAN, MATCHING_MEAN, ADDITIVE, CEILING)
 PREDICTIONS = "predictions"  # the probe of a model that was asked elsewhere
-NO_TOKEN, NEVER_SEEN, NO_VECTOR = "no token", "never seen in training", "no embedding"
+NO_TOKEN, NEVER_SEEN, NO_VECTOR, NOT_PREDICTED = (
+    "no token", "never seen in training", "no embedding", "left out of the predictions",
+)
 _UNTRAINED = 17  # what a key of Stream.EVALUATION decides
 
 
@@ -61,8 +63,10 @@ def read_vectors(entrants: list[Entrant], targets: list[str], source: str) -> Ve
     """The targets' embeddings of all models that don't bring predictions; UserError if one of these has none."""
     found, refusals, checkable = {}, {}, True
     for entrant in entrants:
-        for name, model in () if entrant.predicts else entrant.members:
-            if isinstance(model, ExpressionModel):
+        for name, model in entrant.members:
+            if entrant.predicts:
+                mine = {NOT_PREDICTED: set(targets).intersection(model.refused)}
+            elif isinstance(model, ExpressionModel):
                 tokens, trained = features.target_tokens(model, targets), features.trained_tokens(model)
                 checkable &= trained is not None
                 mine = {
@@ -73,7 +77,7 @@ def read_vectors(entrants: list[Entrant], targets: list[str], source: str) -> Ve
             else:
                 found[name] = model.vectors_of(targets)
                 mine = {NO_VECTOR: set(targets) - set(found[name])}
-            if targets and set.union(*mine.values()) == set(targets):
+            if not entrant.predicts and targets and set.union(*mine.values()) == set(targets):
                 what = "was trained on" if isinstance(model, ExpressionModel) else "has an embedding of"
                 raise UserError(
                     f"{source}: none of the {len(targets)} targets ({', '.join(targets[:NAMED])}) is a gene that "

@@ -5,7 +5,7 @@ fold, perturbation and context (and study, if the file has several). What is wri
 that ask for a perturbation column and the name of its controls can read it.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 import anndata
@@ -15,7 +15,7 @@ import pandas as pd
 from scbench.errors import UserError
 from scbench.evaluation.perturbation.names import targets_of
 from scbench.evaluation.perturbation.scoring import Held
-from scbench.evaluation.predictions_files import DIGEST, KEY, STUDY, ExternalPredictions, Profiles
+from scbench.evaluation.predictions_files import DIGEST, KEY, REFUSED, STUDY, ExternalPredictions, Profiles
 from scbench.evaluation.split_files import Split
 
 
@@ -60,10 +60,13 @@ class SavedProfiles:
         What controls are called.
     genes
         The names of the file's genes.
+    refused
+        Targets whose perturbations were left out.
     """
 
-    def __init__(self, name: str, split: Split, control: str, genes: np.ndarray):
+    def __init__(self, name: str, split: Split, control: str, genes: np.ndarray, refused: Iterable[str]):
         self._name, self._split, self._control, self._genes = name, split, control, genes
+        self._refused = np.array(sorted(refused), dtype=object)
         self._obs: list[tuple] = []
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # columns, profiles over these, and over all genes
 
@@ -94,4 +97,6 @@ class SavedProfiles:
         obs.index = ["/".join(map(str, one)) for one in obs.itertuples(index=False)]
         file = anndata.AnnData(values, obs=obs, var=pd.DataFrame(index=self._genes[columns]))
         file.uns = {DIGEST: self._split.digest, "model": self._name, "control": self._control}
+        if len(self._refused):
+            file.uns[REFUSED] = self._refused
         file.write_h5ad(path)

@@ -139,6 +139,20 @@ def test_saved_predictions_of_the_train_mean_are_that_baseline_and_belong_to_the
         run(open_model(tmp_path / "part.h5ad"), cells)
 
 
+def test_saved_predictions_say_which_targets_were_left_out(model, planted, tmp_path):
+    """What a model refuses is in nobody's training cells when its predictions are scored again."""
+    cells = planted([*SINGLES, "NOGENE", "GENE0+NOGENE"], cells=20)
+    table = run(model, cells, save_predictions=True)
+    split = written(table, tmp_path)
+    assert anndata.read_h5ad(tmp_path / "out" / "predictions.h5ad").uns["refused_targets"].tolist() == ["NOGENE"]
+    again = run(open_model(tmp_path / "out" / "predictions.h5ad"), cells, split_file=split)
+    assert scores(row(again, "predictions"), "_low", "_high") == pytest.approx(
+        scores(row(table, "trained model"), "_low", "_high"), abs=1e-9
+    )
+    assert scores(row(again, "train mean")) == scores(row(table, "train mean"))
+    assert again.details["targets"]["refused"] == {"left out of the predictions": ["NOGENE"]}
+
+
 def test_the_profiles_of_saved_predictions_are_control_and_change(model, planted, tmp_path):
     cells = planted(SINGLES, cells=20)
     constant(cells)
