@@ -21,7 +21,8 @@ from scbench import __version__
 from scbench.config import SuiteConfig
 from scbench.errors import UserError
 from scbench.evaluation.classification.label_flags import ORIGINS
-from scbench.evaluation.forest import forest_plot, of_whole_set
+from scbench.evaluation.forest import EVERYTHING, forest_plot
+from scbench.evaluation.perturbation.report import SPOKEN
 from scbench.evaluation.report import Column, Table, screen, versions
 from scbench.evaluation.suite import tasks, wilcoxon
 from scbench.evaluation.suite.file import AAAI2025, CLASSIFICATION, UNKNOWN, DataSet, Suite, read_suite
@@ -49,7 +50,7 @@ class Value(Column):
             return "–"
         if row["value_low"] is None:
             return f"{row['value']:.3f}"
-        return f"{row['value']:.3f} ({row['value_low']:.3f}–{row['value_high']:.3f})"
+        return f"{row['value']:.3f} ({row['value_low']:.3f} to {row['value_high']:.3f})"
 
 
 COLUMNS = [
@@ -194,7 +195,8 @@ def _table(suite: Suite, outcomes: list[Outcome], details: dict) -> Table:
         ],
         "wilcoxon": tests, "versions": versions(),
     }
-    return Table(suite.title, rows, COLUMNS, [*_status_sentences(outcomes), *said, *_flag_sentences(outcomes)], details)
+    said = [*_status_sentences(outcomes), *_comparison_sentences(outcomes), *said, *_flag_sentences(outcomes)]
+    return Table(suite.title, rows, COLUMNS, said, details)
 
 
 def _rows(outcome: Outcome) -> list[dict]:
@@ -211,7 +213,7 @@ def _rows(outcome: Outcome) -> list[dict]:
             **same, **nothing, **row, **same, "metric": metric, "value": row[metric], "value_low": row.get(f"{metric}_low"),
             "value_high": row.get(f"{metric}_high"),
         }
-        for row in outcome.record["rows"] if of_whole_set(row)
+        for row in outcome.record["rows"] if row.get("stratum") in (None, EVERYTHING)
     ]
 
 
@@ -240,6 +242,17 @@ def _status_sentences(outcomes: list[Outcome]) -> list[str]:
         f"{len(outcomes)} data sets: {counted}.",
         *(f"{one.dataset.name} ({one.dataset.task}), {one.status}: {one.reason}" for one in outcomes if one.status != DONE),
     ]
+
+
+def _comparison_sentences(outcomes: list[Outcome]) -> list[str]:
+    """How each model stands to the best baseline of each data set, in the metric of this table."""
+    said = []
+    for one in outcomes:
+        if one.record is not None:
+            others = [words for metric, words in SPOKEN.items() if metric != one.record["metric"]]
+            said += [f"{one.dataset.name}: {sentence}" for sentence in one.record["sentences"]
+                     if "the best baseline, " in sentence and not any(words in sentence for words in others)]
+    return said
 
 
 def _flag_sentences(outcomes: list[Outcome]) -> list[str]:

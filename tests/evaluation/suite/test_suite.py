@@ -56,6 +56,9 @@ def folder(tmp_path):
     return tmp_path
 
 
+COMPARED = "ours with a linear probe beats the best baseline, PCA with a linear probe (+0.100 accuracy)."
+
+
 def fake_table(dataset: str, shift: float = 0.0) -> Table:
     def row(model, kind, probe, value):
         return {
@@ -69,7 +72,8 @@ def fake_table(dataset: str, shift: float = 0.0) -> Table:
             row("majority class", "baseline", "none", 0.4), row("ours − PCA", "difference", "linear", 0.1)]
     flags = {"sentences": ["Confounded."], "origin": None}
     columns = [Column("model", ("model",))]
-    return Table(f"Table of {dataset}", rows, columns, ["A sentence."], {"label_flags": flags}, {}, "accuracy")
+    said = ["A sentence.", COMPARED]
+    return Table(f"Table of {dataset}", rows, columns, said, {"label_flags": flags}, {}, "accuracy")
 
 
 @pytest.fixture
@@ -99,7 +103,7 @@ def test_one_table_over_all_and_one_of_each(folder, asked):
     table = run(folder)
     assert asked == ["first", "second"]
     assert [(row["dataset"], row["model"], row["status"]) for row in table.rows] == [
-        *((name, model, "done") for name in ("first", "second") for model in ("ours", "PCA", "majority class")),
+        *((name, model, "done") for name in ("first", "second") for model in ("ours", "PCA", "majority class", "ours − PCA")),
         ("third", None, "missing"),
     ]
     assert {row["metric"] for row in table.rows[:-1]} == {"accuracy"}
@@ -121,6 +125,8 @@ def test_one_table_over_all_and_one_of_each(folder, asked):
     assert origin in own["sentences"] and f"first: {origin}" in table.sentences
     assert "3 data sets: 2 done, 1 missing, 0 failed." in table.sentences
     assert "first: Confounded." in table.sentences
+    assert [line for line in table.sentences if COMPARED in line] == [f"first: {COMPARED}", f"second: {COMPARED}"]
+    assert not any("A sentence." in line for line in table.sentences)
     assert "| third | classification |" in (written / "results.md").read_text()
 
 
@@ -134,7 +140,7 @@ def test_a_set_that_fails_loses_no_other_and_is_the_one_that_is_run_again(folder
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("scbench: 1 of 3 data sets failed (first)") and "results.md" in message
     record = json.loads((folder / "results" / "results.json").read_text())
-    assert [row["status"] for row in record["rows"]] == ["failed", "done", "done", "done", "missing"]
+    assert [row["status"] for row in record["rows"]] == ["failed", "done", "done", "done", "done", "missing"]
     assert record["rows"][0]["reason"] == f"{folder}/first.h5ad is no good: give another."
     asked.refused = []
     main(arguments)
@@ -143,7 +149,7 @@ def test_a_set_that_fails_loses_no_other_and_is_the_one_that_is_run_again(folder
     main(arguments)
     assert asked == ["first", "second", "first", "third"]
     record = json.loads((folder / "results" / "results.json").read_text())
-    assert {row["status"] for row in record["rows"]} == {"done"} and len(record["rows"]) == 9
+    assert {row["status"] for row in record["rows"]} == {"done"} and len(record["rows"]) == 12
 
 
 def test_results_of_something_else_are_left_alone(folder, asked):
@@ -166,7 +172,7 @@ def test_a_label_that_nobody_knows_is_missing(folder, asked):
     (folder / "first.pt").write_text("implies its label")
     table = run(folder)
     assert asked == ["first"]
-    assert [row["status"] for row in table.rows] == ["done"] * 3 + ["missing"] * 2
+    assert [row["status"] for row in table.rows] == ["done"] * 4 + ["missing"] * 2
     assert "its label is 'unknown' in the suite: write it in a copy" in table.rows[3]["reason"]
 
 
