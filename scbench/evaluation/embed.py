@@ -37,6 +37,8 @@ from scbench.models.model import ExpressionModel
 
 CHUNK_CELLS = 2048  # cells read at once: a few hundred MB at most
 DRAWS = 4
+SUBSETS = (f"of a cell with more genes than a model takes at once the embeddings of {DRAWS} subsets, fixed by the seed, are "
+           "averaged (one by the recipe aaai2025)")  # for tables
 BATCH_CELLS = 64
 
 

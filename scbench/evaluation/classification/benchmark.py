@@ -212,9 +212,10 @@ def _protocol(split: Split, group: str | None) -> str:
     what = "stratified, over cells" if group is None else f"over whole groups of {group!r}, classes spread as evenly as can be"
     return (
         f"{split.folds} folds, {what}, dealt {split.repetitions} times by hashes of names; each tests once, the next one "
-        f"validates, the others train; k-NN: k = {probes.NEIGHBOURS}, Euclidean, unweighted; linear: multinomial logistic "
-        f"regression, L2, C of {', '.join(f'{strength:g}' for strength in GRID)} chosen by balanced accuracy on validation "
-        "cells, not fitted again, on features standardised by the training cells (not standardised for "
+        f"validates, the others train; {embed.SUBSETS}; "
+        f"k-NN: k = {probes.NEIGHBOURS}, Euclidean, unweighted; linear: multinomial logistic regression, L2, C of "
+        f"{', '.join(f'{strength:g}' for strength in GRID)} chosen by balanced accuracy on "
+        "validation cells, not fitted again, on features standardised by the training cells (not standardised for "
         f"{GENES}: log1p of counts per 10,000 of the {baselines.VARIABLE_GENES:,} genes of largest variance); PCA: so many "
         "components (or all there are) of log1p of counts per 10,000, all genes; everything is fitted on training cells; "
         f"intervals: 2.5 and 97.5 percentiles of {RESAMPLES:,} bootstrap resamples of the "

@@ -1,7 +1,8 @@
 """Benchmark by label transfer: labels of one file are learnt, those of another are predicted and scored.
 
-Everything is fitted on all labelled cells of the first file: k-NN and a linear probe on frozen embeddings, and the baselines,
-on the genes that both files measured. Intervals come from a bootstrap over the cells of the second file.
+Everything is fitted on four fifths of the labelled cells of the first file, strengths are chosen on the fifth part: k-NN and
+a linear probe on frozen embeddings, and the baselines, on the genes that both files measured. Intervals come from a bootstrap
+over the cells of the second file.
 """
 
 from dataclasses import replace
@@ -226,10 +227,11 @@ def _said(learnt: ModelCells, scored: ModelCells, names: tuple[str, str], genes:
 def _protocol(names: tuple[str, str]) -> str:
     return (
         f"label transfer: everything is fitted on four fifths of the labelled cells of {names[0]}, stratified, and scored on "
-        f"those cells of {names[1]} whose class it has; k-NN: k = {probes.NEIGHBOURS}, Euclidean, unweighted; linear: "
-        f"multinomial logistic regression, L2, C of {', '.join(f'{strength:g}' for strength in GRID)} chosen by balanced "
-        f"accuracy on the fifth part of {names[0]}, on features standardised by the training cells (not standardised for "
-        "variable genes); baselines on the genes of both files, totals too; macro-F1 over the classes of the scored cells; "
+        f"those cells of {names[1]} whose class it has; {embed.SUBSETS}; "
+        f"k-NN: k = {probes.NEIGHBOURS}, Euclidean, unweighted; linear: multinomial logistic regression, L2, C of "
+        f"{', '.join(f'{strength:g}' for strength in GRID)} chosen by balanced accuracy on the fifth part of "
+        f"{names[0]}, on features standardised by the training cells (not standardised for variable "
+        "genes); baselines on the genes of both files, totals too; macro-F1 over the classes of the scored cells; "
         f"intervals: 2.5 and 97.5 percentiles of {RESAMPLES:,} bootstrap resamples of the scored cells, the same for all "
         "methods"
     )

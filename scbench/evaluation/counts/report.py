@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scbench.evaluation import baselines
+from scbench.evaluation import baselines, embed
 from scbench.evaluation.counts import predictors
 from scbench.evaluation.entrants import MODEL, Entrant, untrained_name
 from scbench.evaluation.labelled_cells import NOT_CHECKABLE, TRANSDUCTIVE, UNSEEN
@@ -167,7 +167,8 @@ def protocol(split: Split, group: str | None) -> str:
     dealt = "cells" if group is None else f"whole groups ({group})"
     return (
         f"each count is split binomially (p = 1/2); half A is embedded, half B predicted; {split.folds} folds of {dealt}, "
-        f"{split.repetitions} repetitions: one tests, the next one validates, the others train; genes: of those that at least "
+        f"{split.repetitions} repetitions: one tests, the next one validates, the others train; {embed.SUBSETS}; "
+        "genes: of those that at least "
         f"{predictors.EXPRESSED_IN} training cells express, the {baselines.VARIABLE_GENES:,} with the largest variance of "
         "log1p(10⁴ · count / total), zeros included; mean count = exposure × share; exposure: half A's total, moved to the "
         "mean of the training cells by what is Poisson noise of it; share: k-NN (mean of the k nearest training cells with a "

@@ -184,6 +184,9 @@ def sentences(board: Board, entrants: list[Entrant], rivals: Rivals) -> list[str
     all_pairs, best_of = board.pairs(some.name, ALL), [name for name in BASELINES if name in _candidates(board, some, rivals)]
     if board.pairs(ADDITIVE, ALL) and ADDITIVE not in best_of:
         said.append(f"The additive baseline is defined for {board.pairs(ADDITIVE, ALL)} of {all_pairs} pairs, its row's.")
+    said.append("Discrimination is the share of the context's other perturbations whose real change is farther from the "
+                "prediction than the right one's: 1 is perfect, a guess scores ½ (of strong perturbations less). MSE and "
+                "energy distance are better where smaller.")
     said.append("Against the mean of the perturbed, “no change” is the opposite of the train mean and shares its error, so it "
                 "may score above 0.")
     ceiling = board.samples(CEILING, ALL)["mse"][0]
