@@ -115,6 +115,15 @@ def interval_fields(name: str, samples: np.ndarray) -> dict[str, float]:
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
+def verdict(low: float, high: float, *, larger_is_better: bool = True) -> str:
+    """What the 95 % interval of a difference, ours minus another's, says in words: "beats", "loses to" or neither. A bound
+    that is 0 but for rounding (1e-9) is 0."""
+    ahead, behind = low > 1e-9, high < -1e-9
+    if not larger_is_better:
+        ahead, behind = behind, ahead
+    return "beats" if ahead else "loses to" if behind else "is not clearly apart from"
+
+
 def confusion(truth: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
     """Cells of each true class (rows) called each class (columns), summed over repetitions, int64 [classes, classes].
 

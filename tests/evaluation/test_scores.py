@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
-from scbench.evaluation.scores import RESAMPLES, confusion, interval, resamples, score, stratified_folds
+from scbench.evaluation.scores import RESAMPLES, confusion, interval, resamples, score, stratified_folds, verdict
 
 
 def random_hashes(n: int) -> np.ndarray:
@@ -111,3 +111,10 @@ def test_a_paired_bootstrap_over_groups_equals_its_few_lines():
     difference = interval(found["a"].accuracy - found["b"].accuracy)
     low, high = np.percentile((found["a"].accuracy - found["b"].accuracy)[1:], [2.5, 97.5])
     assert (difference.low, difference.high) == (low, high)
+
+
+def test_what_an_interval_says_in_words():
+    assert verdict(0.1, 0.2) == "beats" and verdict(-0.2, -0.1) == "loses to"
+    assert verdict(-0.2, -0.1, larger_is_better=False) == "beats" and verdict(0.1, 0.2, larger_is_better=False) == "loses to"
+    for low, high in [(-0.1, 0.1), (0.0, 0.1), (-0.1, 0.0), (1e-18, 0.1), (-0.1, -1e-18)]:  # rounding is no difference
+        assert verdict(low, high) == verdict(low, high, larger_is_better=False) == "is not clearly apart from"

@@ -9,7 +9,7 @@ import numpy as np
 from scbench.evaluation.classification.probing import KNN, LINEAR, Method, pca_name
 from scbench.evaluation.entrants import MODEL, untrained_name
 from scbench.evaluation.report import Column
-from scbench.evaluation.scores import Scores, confusion, interval_fields
+from scbench.evaluation.scores import Scores, confusion, interval_fields, verdict
 
 MODEL_KIND, BASELINE_KIND = "model", "baseline"
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -130,13 +130,12 @@ def _metrics(scores: Scores) -> dict[str, float]:
 
 def _compare(difference: dict) -> str:
     value, low, high = (difference[field] for field in ("accuracy", "accuracy_low", "accuracy_high"))
-    verdict = "beats" if low > 0 else "loses to" if high < 0 else "is not clearly apart from"
     other = difference["baseline"]
     if difference["baseline_probe"] in (KNN, LINEAR):
         other += f" with {_probe(difference['baseline_probe'])}"
     means = f"with {_probe(difference['probe'])}" if difference["probe"] in (KNN, LINEAR) else "by its own predictions"
-    said = (f"{_spoken(difference['model'])} {means} {verdict} the best baseline, {other} ({value:+.3f} accuracy, 95 % "
-            f"interval {low:+.3f} to {high:+.3f}).")
+    said = (f"{_spoken(difference['model'])} {means} {verdict(low, high)} the best baseline, {other} "
+            f"({value:+.3f} accuracy, 95 % interval {low:+.3f} to {high:+.3f}).")
     return said[0].upper() + said[1:] if difference["model"] == MODEL else said
 
 

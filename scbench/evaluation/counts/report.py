@@ -10,7 +10,7 @@ from scbench.evaluation.counts import predictors
 from scbench.evaluation.entrants import MODEL, Entrant, untrained_name
 from scbench.evaluation.labelled_cells import NOT_CHECKABLE, TRANSDUCTIVE, UNSEEN
 from scbench.evaluation.report import Column
-from scbench.evaluation.scores import RESAMPLES, interval, interval_fields, resamples
+from scbench.evaluation.scores import RESAMPLES, interval, interval_fields, resamples, verdict
 from scbench.evaluation.split_files import Split
 
 KNN, LOG_LINEAR, NO_PROBE = "k-NN", "log-linear", "none"
@@ -154,8 +154,7 @@ def sentences(board: Board, counted: dict[str, int], common: dict, overlap: dict
 
 def _compare(board: Board, mine: Method, other: Method, words: str) -> str:
     value, low, high = (100 * number for number in interval(board.explained(mine) - board.explained(other)))
-    verdict = "beats" if low > 0 else "loses to" if high < 0 else "is not clearly apart from"
-    return f"{verdict} {words} ({value:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f})"
+    return f"{verdict(low, high)} {words} ({value:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f})"
 
 
 def _called(name: str) -> str:

@@ -27,7 +27,7 @@ from scbench.evaluation.masked.errors import GENES, Errors, bootstrap, error_sum
 from scbench.evaluation.masked.genes import DRAWS, UNIFORM, EvaluationLaw, genes_of, stored_cells
 from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.report import Column, Table, screen
-from scbench.evaluation.scores import RESAMPLES, interval_fields
+from scbench.evaluation.scores import RESAMPLES, interval_fields, verdict
 from scbench.files import refuse_existing
 from scbench.models.model import ExpressionModel
 
@@ -305,10 +305,9 @@ def _sentences(config: ModelConfig, evaluation: Evaluation, rows: list[dict], co
 
 def _compare(difference: dict, baseline_error: float) -> str:
     value, low, high = (difference[field] for field in ("mse", "mse_low", "mse_high"))
-    verdict = "beats" if high < 0 else "loses to" if low > 0 else "is not clearly apart from"
     share = f"{100 * abs(value) / baseline_error:.1f} % {'less' if value < 0 else 'more'}"
     numbers = f"mean squared error {value:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}: {share}"
-    return f"{verdict} {difference['baseline']} ({numbers})"
+    return f"{verdict(low, high, larger_is_better=False)} {difference['baseline']} ({numbers})"
 
 
 def _protocol() -> str:

@@ -10,7 +10,7 @@ from scipy import stats
 from scbench.evaluation.classification.aaai2025 import TRAINING_TENTHS
 from scbench.evaluation.labelled_cells import TRANSDUCTIVE, UNSEEN
 from scbench.evaluation.report import Column
-from scbench.evaluation.scores import Interval
+from scbench.evaluation.scores import Interval, verdict
 
 PROMPT, BASE, NOTHING, GENE_MEAN = "prompt", "base prompt only", "no prompt", "gene mean"
 TEST_TO_TRAIN = (10 - TRAINING_TENTHS) / TRAINING_TENTHS
@@ -51,9 +51,9 @@ def comparisons(errors: dict[str, list[float]]) -> list[dict]:
     found = []
     for name in others:
         value, low, high = corrected(np.subtract(errors[PROMPT], errors[name]))
-        verdict = None if low is None else "beats" if high < 0 else "loses to" if low > 0 else "is not clearly apart from"
+        said = None if low is None else verdict(low, high, larger_is_better=False)
         found.append({"model": PROMPT, "metric": "mse", "baseline": name, "value": value, "low": low, "high": high,
-                      "verdict": verdict})
+                      "verdict": said})
     return found
 
 

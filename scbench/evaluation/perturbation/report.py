@@ -18,7 +18,7 @@ from scbench.evaluation.perturbation.pooled import Pooled
 from scbench.evaluation.perturbation.scoring import CEILING, METRICS, Board, Key
 from scbench.evaluation.perturbation.splits import ALL, CELLS, COMBINATION, CONTEXT
 from scbench.evaluation.report import Column
-from scbench.evaluation.scores import interval
+from scbench.evaluation.scores import interval, verdict
 from scbench.evaluation.split_files import Split
 
 MAIN = "pearson_control"  # the metric of pictures
@@ -36,7 +36,6 @@ SPOKEN = {
     "pearson_mean": "the Pearson correlation of the change against the mean of the perturbed",
     "discrimination": "the discrimination score", "energy": "the energy distance",
 }
-BEATS, LOSES, NEITHER = "beats", "loses to", "is not clearly apart from"
 
 
 class Shown(Column):
@@ -159,13 +158,9 @@ def _compared(board: Board, entrant: Entrant, other: str, metric: str) -> dict:
     """A model against another method in one metric."""
     difference = fields(board, (entrant.name, other), ALL)
     value, low, high = (difference[name] for name in (metric, f"{metric}_low", f"{metric}_high"))
-    verdict = None
-    if low is not None:
-        sign = -1 if metric in LOWER_IS_BETTER else 1
-        ahead, behind = (low > 0, high < 0) if sign > 0 else (high < 0, low > 0)
-        verdict = BEATS if ahead else LOSES if behind else NEITHER
+    said = None if low is None else verdict(low, high, larger_is_better=metric not in LOWER_IS_BETTER)
     return {"model": entrant.name, "metric": metric, "baseline": other, "value": value, "low": low, "high": high,
-            "verdict": verdict}
+            "verdict": said}
 
 
 def sentences(board: Board, entrants: list[Entrant], rivals: Rivals) -> list[str]:
