@@ -250,7 +250,7 @@ def test_the_verb_writes_the_split_and_the_predictions_and_takes_them_again(mode
     assert {path.name for path in (tmp_path / "one").iterdir()} == {
         "results.json", "results.csv", "results.md", "forest.png", "split.json", "predictions.h5ad"
     }
-    main([*start, str(tmp_path / "one" / "predictions.h5ad"), *asked, "-o", str(tmp_path / "two"), "--split-file",
+    main([*start, str(tmp_path / "one" / "predictions.h5ad"), *asked[:-4], "-o", str(tmp_path / "two"), "--split-file",
           str(tmp_path / "one" / "split.json")])
     one, two = (json.loads((tmp_path / name / "results.json").read_text())["rows"] for name in ("one", "two"))
     assert scores(two[0]) == pytest.approx(scores(one[0]), abs=1e-9)
