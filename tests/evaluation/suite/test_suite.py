@@ -173,7 +173,7 @@ def test_a_label_that_nobody_knows_is_missing(folder, asked):
     table = run(folder)
     assert asked == ["first"]
     assert [row["status"] for row in table.rows] == ["done"] * 4 + ["missing"] * 2
-    assert "its label is 'unknown' in the suite: write it in a copy" in table.rows[3]["reason"]
+    assert "its label is 'unknown' in the suite: write it in a copy" in table.rows[4]["reason"]
 
 
 def test_the_shipped_suite_without_its_data_says_how_to_get_it(folder, asked, capsys):
