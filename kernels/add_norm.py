@@ -5,6 +5,7 @@
     add_norm        = (z − mean z) / sqrt(var z + ε) · weight + bias,  z = residual + dropout(x)
 
 `keep` depends on the token's key and the column alone (kernels/random.py), so the backward pass makes it again.
+On a CPU bf16 and fp32 are add_norm_cpu.py's.
 
 Layout: [T, D] row-major, a tile of whole rows in registers (D ≤ 16384), statistics in fp32 (fp64 for fp64). One word of the
 generator serves four neighbouring columns and is hashed once.
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scbench.kernels import backend, random
+from scbench.kernels import add_norm_cpu, backend, random
 from scbench.kernels.checks import FLOATS, check
 from scbench.kernels.row_tiles import PROGRAM_ROWS, TILE, accumulator, column_sums, row_block, rows_of_tile, triton_accumulator
 
@@ -272,6 +273,8 @@ def dropout(x: Tensor, token_keys: Tensor | None, probability: float) -> Tensor:
     if token_keys is None or probability == 0:
         return x
     _check_keys(x, token_keys)
+    if add_norm_cpu.takes(x):
+        return add_norm_cpu.CpuDropout.apply(x, token_keys, probability)
     function = _DropoutTriton if backend.use_triton(x) else _Dropout
     return function.apply(x, token_keys, probability)
 
@@ -285,12 +288,15 @@ def add_norm(
                          f"{list(residual.shape)}, {list(weight.shape)} and {list(bias.shape)}")
     check(x.device, FLOATS, x=x, weight=weight, bias=bias)
     check(x.device, (x.dtype,), residual=residual)
-    if not backend.use_triton(x):
+    native = add_norm_cpu.takes(x)
+    if not native and not backend.use_triton(x):
         return F.layer_norm(residual + dropout(x, token_keys, probability), weight.shape, weight, bias, eps)
     if token_keys is None or probability == 0:
-        return _AddNorm.apply(x, residual, weight, bias, None, 0.0, eps)
-    _check_keys(x, token_keys)
-    return _AddNorm.apply(x, residual, weight, bias, token_keys, probability, eps)
+        token_keys, probability = None, 0.0
+    else:
+        _check_keys(x, token_keys)
+    function = add_norm_cpu.CpuAddNorm if native else _AddNorm
+    return function.apply(x, residual, weight, bias, token_keys, probability, eps)
 
 
 def relu_dropout(x: Tensor, token_keys: Tensor | None, probability: float) -> Tensor:
@@ -298,6 +304,8 @@ def relu_dropout(x: Tensor, token_keys: Tensor | None, probability: float) -> Te
     if token_keys is None or probability == 0:
         return torch.relu(x)
     _check_keys(x, token_keys)
+    if add_norm_cpu.takes(x):
+        return add_norm_cpu.CpuReluDropout.apply(x, token_keys, probability)
     if backend.use_triton(x):
         return _ReluDropout.apply(x, token_keys, probability)
     return _Dropout.apply(torch.relu(x), token_keys, probability)
