@@ -25,14 +25,15 @@ def config_of(structure: str, **options) -> ModelConfig:
 
 
 def counted(config: ModelConfig, genes: int, masked: int) -> int:
-    """What torch counts for one cell with `genes` genes, and the regression head's last layer, a matrix times a vector,
-    which torch does not count."""
+    """What torch counts for one cell with `genes` genes, and what it does not: the regression head's last layer, a matrix
+    times a vector; the value MLP of all masked genes but one, evaluated once for their value."""
     model = ExpressionModel(config, Vocabulary.build(f"g{i}" for i in range(GENES))).eval()
-    batch = CellBatch.from_lists([np.arange(genes)], [np.ones(genes)], [np.arange(genes) < masked])
+    batch = CellBatch.from_lists([np.arange(genes)], [np.arange(1.0, genes + 1)], [np.arange(genes) < masked])
     # torch does not count its fused attention on a CPU
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model(batch)
-    return counter.get_total_flops() + (2 * config.width * masked if config.regression else 0)
+    last_layer = 2 * config.width * masked if config.regression else 0
+    return counter.get_total_flops() + last_layer + 2 * config.width**2 * (masked - 1)
 
 
 @torch_only
