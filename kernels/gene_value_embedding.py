@@ -113,7 +113,8 @@ def gene_value_embedding(
         save = torch.is_grad_enabled() and any(x.requires_grad for x in trained)
         return _GeneValueEmbedding.apply(genes, values, gene_order, *trained, save)
     dtype = torch.promote_types(table.dtype, torch.float32)
-    each, index = (values, None) if values.is_cuda else values.unique(return_inverse=True)  # a GPU would wait for its number
+    # a GPU's host would wait for the number of distinct values
+    each, index = values.unique(return_inverse=True) if backend.use_native(values) else (values, None)
     hidden = torch.relu(each.to(dtype)[:, None] * weight1.to(dtype)[:, 0] + bias1.to(dtype))
     states = F.linear(hidden, weight2.to(dtype), bias2.to(dtype))
     if index is not None:
