@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from scbench.config import PretrainConfig
 from scbench.errors import UserError
 from scbench.training import launchers
+from scbench.training.allocator import keep_freed_memory
 from scbench.training.deepspeed_settings import WEIGHT_DECAY, offloads
 
 if not torch.cuda.is_available():
@@ -102,6 +103,8 @@ def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Opti
 
 def make_engine(model: nn.Module, config: PretrainConfig, settings: dict) -> deepspeed.DeepSpeedEngine:
     """A DeepSpeed engine around `model`; the optimizer is torch's, or with offload DeepSpeed's Adam for the CPU."""
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     if offloads(settings):
         _build_cpu_adam(config, settings)
         optimizer = {"model_parameters": parameter_groups(model, config)}
