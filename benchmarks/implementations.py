@@ -86,7 +86,7 @@ def build(
     how = PLAIN[name]
     model = PlainModel(config, how["attention"])
     model.load_state_dict(weights)
-    if task == "embedding" and precision == "bf16":  # without gradients nobody needs the fp32 weights that autocast starts from
+    if task == "embedding" and precision == "bf16":  # autocast would cast fp32 weights every time
         model.to(torch.bfloat16)
     return PlainStep(model, vocabulary, autocast=task == "training" and precision == "bf16", bucketed=how["bucketed"],
                      compiled=how["compiled"], device=device)

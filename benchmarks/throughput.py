@@ -231,7 +231,7 @@ def report(rows: list[dict]) -> None:
     """Print the formula, the peak, the table and the failures."""
     print(formula([row["structure"] for row in rows]))
     settings = rows[0]["settings"]
-    print(f"Peak here: {settings['peak_flops_per_second'] / 1e9:,.0f} GFLOP/s bf16, {settings['ranks']} ranks together "
+    print(f"Peak here: {settings['peak_flops_per_second'] / 1e9:,.0f} GFLOP/s bf16, ranks: {settings['ranks']} "
           f"({' x '.join(map(str, settings['peak_shape']))})")
     lines = []
     for row in rows:

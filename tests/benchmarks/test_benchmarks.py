@@ -50,13 +50,12 @@ def assert_measured(row: dict) -> None:
 
 def test_throughput(import_benchmark, tmp_path, capsys):
     path = tmp_path / "out.json"
-    how = ["--structures", "linear", "--precisions", "fp32", "--deepspeed", "zero0", "zero2", "--genes", "10", "20",
+    how = ["--structures", "linear", "--precisions", "fp32", "--deepspeed", "zero0", "--genes", "10", "20",
            "--vocabulary-size", "300", "--json", str(path), "--plots", str(tmp_path / "plots")]
     import_benchmark("throughput").main([*TINY, *how])
     rows = json.loads(path.read_text())
     assert [(row["task"], row["settings"]["genes"], row["settings"]["deepspeed"]) for row in rows] == [
-        ("training", 10, "zero0"), ("training", 10, "zero2"), ("embedding", 10, None),
-        ("training", 20, "zero0"), ("training", 20, "zero2"), ("embedding", 20, None)]
+        ("training", 10, "zero0"), ("embedding", 10, None), ("training", 20, "zero0"), ("embedding", 20, None)]
     for row in rows:
         assert_measured(row)
         assert row["tokens_per_second"] == pytest.approx((row["settings"]["genes"] + 1) * row["cells_per_second"])
@@ -227,7 +226,7 @@ def test_flops_are_those_that_torch_counts(import_benchmark, structure):
     counted = {name.split(".")[-1]: sum(operations.values()) for name, operations in forward.get_flop_counts().items()}
     sizes = (config, np.full(cells, length), n_masked, n_masked)  # every masked gene has its own query here
     encoder, heads = flops.forward_flops(*sizes)
-    if structure == "mamba":  # of the scan's 9 operations torch sees the 2 of the output's product; the padded convolution is longer
+    if structure == "mamba":  # of the scan's 9 operations torch sees 2, the output's product; a padded convolution is longer
         scan = 3 * cells * length * 7 * 4 * 2 * width
         assert counted["encoder"] == pytest.approx(encoder - scan, rel=2e-3)
     else:
