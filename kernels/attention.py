@@ -229,6 +229,21 @@ def attention(
     return torch.cat([F.scaled_dot_product_attention(q[None], k[None], v[None])[0] for q, k, v in cells], 1).transpose(0, 1)
 
 
+def self_attention(projection: Tensor, cell_offsets: Tensor, **options) -> Tensor:
+    """`attention` of projection[:, 0], [:, 1] and [:, 2], of a [T, 3, H, d]; options and errors as there.
+
+    The C code writes one gradient for the three, which need not be put side by side then.
+    """
+    query, key, value = projection.unbind(1)
+    if options.get("token_keys") is not None or not attention_cpu.takes(projection):
+        return attention(query, key, value, cell_offsets, **options)
+    scale, key_lengths = options.get("scale"), options.get("key_lengths")
+    _check(query, key, value, cell_offsets, key_lengths, None)
+    return attention_cpu.CpuSelfAttention.apply(
+        projection, cell_offsets, query.shape[2] ** -0.5 if scale is None else scale, key_lengths
+    )
+
+
 def attention_oracle(
     query: Tensor, key: Tensor, value: Tensor, cell_offsets: Tensor, *, scale: float | None = None,
     key_lengths: Tensor | None = None, token_keys: Tensor | None = None, probability: float = 0.0,

@@ -67,6 +67,16 @@ def _run(function, bounds: tuple[Tensor, ...], scale: float, **tensors: Tensor) 
     threads.run(function, job)
 
 
+def _bounds(cell_offsets: Tensor, key_lengths: Tensor | None) -> tuple[Tensor, ...]:
+    starts, stops = cell_offsets[:-1].long().contiguous(), cell_offsets[1:].long().contiguous()
+    return starts, stops, stops if key_lengths is None else starts + key_lengths
+
+
+def _gradients(x: Tensor, bounds: tuple[Tensor, ...]) -> Tensor:
+    """Room for them: zeros if there are pads, which get none as keys and values."""
+    return torch.empty(x.shape, dtype=x.dtype) if bounds[2] is bounds[1] else torch.zeros(x.shape, dtype=x.dtype)
+
+
 class CpuAttention(torch.autograd.Function):
     """softmax(scale · query · keyᵀ) · value of each cell, as attention.attention says, without dropout."""
 
@@ -75,8 +85,7 @@ class CpuAttention(torch.autograd.Function):
         ctx, query: Tensor, key: Tensor, value: Tensor, cell_offsets: Tensor, scale: float, key_lengths: Tensor | None
     ) -> Tensor:
         query, key, value = (x if x.stride(2) == 1 else x.contiguous() for x in (query, key, value))
-        starts, stops = cell_offsets[:-1].long().contiguous(), cell_offsets[1:].long().contiguous()
-        ctx.bounds, ctx.scale = (starts, stops, stops if key_lengths is None else starts + key_lengths), scale
+        ctx.bounds, ctx.scale = _bounds(cell_offsets, key_lengths), scale
         ctx.save_for_backward(query, key, value)
         out = value.new_empty(value.shape)
         _run(library().forward, ctx.bounds, scale, query=query, key=key, value=value, out=out)
@@ -86,8 +95,30 @@ class CpuAttention(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
         grad = grad if grad.stride(2) == 1 else grad.contiguous()
-        # zeros: pads get no gradient as keys and values
-        grads = [x.new_empty(x.shape) if ctx.bounds[2] is ctx.bounds[1] else x.new_zeros(x.shape) for x in (query, key, value)]
+        grads = [_gradients(x, ctx.bounds) for x in (query, key, value)]
         _run(library().backward, ctx.bounds, ctx.scale, query=query, key=key, value=value, grad=grad,
              grad_query=grads[0], grad_key=grads[1], grad_value=grads[2])  # fmt: skip
         return *grads, None, None, None
+
+
+class CpuSelfAttention(torch.autograd.Function):
+    """The same of [T, 3, H, d], queries, keys and values side by side, with one gradient for the three."""
+
+    @staticmethod
+    def forward(ctx, projection: Tensor, cell_offsets: Tensor, scale: float, key_lengths: Tensor | None) -> Tensor:
+        projection = projection.contiguous()
+        ctx.bounds, ctx.scale = _bounds(cell_offsets, key_lengths), scale
+        ctx.save_for_backward(projection)
+        query, key, value = projection.unbind(1)
+        out = torch.empty(value.shape, dtype=value.dtype)
+        _run(library().forward, ctx.bounds, scale, query=query, key=key, value=value, out=out)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (projection,) = ctx.saved_tensors
+        grad = grad if grad.stride(2) == 1 else grad.contiguous()
+        (query, key, value), grads = projection.unbind(1), _gradients(projection, ctx.bounds)
+        _run(library().backward, ctx.bounds, ctx.scale, query=query, key=key, value=value, grad=grad,
+             grad_query=grads[:, 0], grad_key=grads[:, 1], grad_value=grads[:, 2])  # fmt: skip
+        return grads, None, None, None

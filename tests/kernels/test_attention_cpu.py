@@ -7,7 +7,7 @@ import torch
 from packed import offsets_of
 
 from scbench.kernels import attention_cpu, backend
-from scbench.kernels.attention import _CellAttention, attention, attention_oracle
+from scbench.kernels.attention import _CellAttention, attention, attention_oracle, self_attention
 
 BF16, F64 = torch.bfloat16, torch.float64
 needs_native = pytest.mark.skipif(attention_cpu.library() is None, reason="no bf16 instructions, or no C compiler")
@@ -87,6 +87,20 @@ def test_takes_views_of_one_projection_and_any_strides():
     assert torch.equal(attention(*fused.unbind(1), offsets), expected)
     across = [x.permute(1, 2, 0).contiguous().permute(2, 0, 1) for x in fused.unbind(1)]
     assert torch.equal(attention(*across, offsets), expected)
+
+
+@needs_native
+@pytest.mark.parametrize("options", [{}, {"scale": 0.3, "key_lengths": torch.tensor([5, 12], dtype=torch.int32)}])
+def test_self_attention_is_attention(monkeypatch, options):
+    fused, offsets, upstream = draw(20, 3, 2, 32, seed=0).requires_grad_(), offsets_of([8, 12]), draw(20, 2, 32, seed=1)
+    found = [self_attention(fused, offsets, **options), attention(*fused.unbind(1), offsets, **options)]
+    ours, plain = (torch.autograd.grad(output, fused, upstream)[0] for output in found)
+    assert torch.equal(*found)
+    assert torch.equal(ours, plain)
+    with pytest.raises(ValueError, match="cell_offsets"):
+        self_attention(fused, offsets[:-1])
+    monkeypatch.setattr(backend, "FORCED", "torch")
+    torch.testing.assert_close(self_attention(fused, offsets, **options), found[0], rtol=2**-6, atol=2**-6)
 
 
 @needs_native

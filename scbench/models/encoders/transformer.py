@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
 from scbench.kernels.add_norm import add_norm, relu_dropout
-from scbench.kernels.attention import attention
+from scbench.kernels.attention import self_attention
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.encoder import Encoder
 
@@ -34,12 +34,12 @@ class TransformerLayer(nn.Module):
     def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:
         """states [T, D] → [T, D]."""
         tokens, width = states.shape
-        query, key, value = self.query_key_value(states).view(tokens, 3, self.heads, -1).unbind(1)
+        projection = self.query_key_value(states).view(tokens, 3, self.heads, -1)
         options = {"max_tokens": batch.max_tokens}
         if self.reference:
             options |= {"key_lengths": batch.lengths, "token_keys": keys(self.number, ATTENTION_PROBABILITIES),
                         "probability": self.probability}
-        mixed = self.attention_output(attention(query, key, value, batch.cell_offsets, **options).reshape(tokens, width))
+        mixed = self.attention_output(self_attention(projection, batch.cell_offsets, **options).reshape(tokens, width))
         norm = self.attention_norm
         states = add_norm(mixed, states, norm.weight, norm.bias, keys(self.number, ATTENTION_OUTPUT), self.probability)
         inner = relu_dropout(self.linear1(states), keys(self.number, FEED_FORWARD_INNER), self.probability)
