@@ -23,6 +23,11 @@ HAS_TRITON = find_spec("triton") is not None
 FORCED = os.environ.get("SCBENCH_KERNELS", "")
 DEBUG = os.environ.get("SCBENCH_KERNELS_DEBUG", "") not in ("", "0")
 
+# On a CPU oneDNN compiles a product in bf16 for its shape (0.2 to 0.4 ms) and keeps the code of 1,024 shapes, torch as many
+# again: 0.6 MB each, and every batch of cells brings a score of new ones. A step has fewer than 64.
+for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, "64")  # both read it at their first product
+
 if FORCED not in ("", "triton", "torch"):
     raise ValueError(f"SCBENCH_KERNELS is {FORCED!r}: it must be triton or torch")
 if FORCED == "triton" and not HAS_TRITON:
