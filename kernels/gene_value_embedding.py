@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from scbench.kernels import backend
 from scbench.kernels.checks import FLOATS, INDICES, VALUES, check, check_order
 from scbench.kernels.gene_value_embedding_triton import launch_backward, launch_forward
+from scbench.kernels.linear import linear
 from scbench.kernels.row_sums import sum_rows
 from scbench.kernels.table_rows import table_rows
 
@@ -116,7 +117,7 @@ def gene_value_embedding(
     # a GPU's host would wait for the number of distinct values
     each, index = values.unique(return_inverse=True) if backend.use_native(values) else (values, None)
     hidden = torch.relu(each.to(dtype)[:, None] * weight1.to(dtype)[:, 0] + bias1.to(dtype))
-    states = F.linear(hidden, weight2.to(dtype), bias2.to(dtype))
+    states = linear(hidden, weight2.to(dtype), bias2.to(dtype))
     if index is not None:
         return _AddedRows.apply(table, genes, gene_order, states, index)
     return (states + table_rows(table, genes, gene_order)).to(table.dtype)

@@ -11,6 +11,7 @@ from scbench.kernels.attention import attention
 from scbench.kernels.table_rows import table_rows
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.encoder import Encoder
+from scbench.models.linear_layer import Linear
 
 FACTOR_WIDTH = 64
 
@@ -27,9 +28,9 @@ class GnnLayer(nn.Module):
         self.number, self.probability = number, 0.0 if config.recipe == "aaai2025" else config.dropout
         self.factor_linear_table = nn.Parameter(torch.empty(config.vocabulary_size, FACTOR_WIDTH))
         self.factor_table = nn.Parameter(torch.empty(config.vocabulary_size, FACTOR_WIDTH))
-        self.factor_mlp1 = nn.Linear(FACTOR_WIDTH, FACTOR_WIDTH)
-        self.factor_mlp2 = nn.Linear(FACTOR_WIDTH, FACTOR_WIDTH)
-        self.linear = nn.Linear(config.width, config.width)
+        self.factor_mlp1 = Linear(FACTOR_WIDTH, FACTOR_WIDTH)
+        self.factor_mlp2 = Linear(FACTOR_WIDTH, FACTOR_WIDTH)
+        self.linear = Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:

@@ -8,6 +8,7 @@ from scbench.data.batch import CellBatch
 from scbench.kernels.add_norm import dropout, relu_dropout
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.encoder import Encoder
+from scbench.models.linear_layer import Linear
 
 INNER, OUTPUT = range(2)  # the dropout sites of a layer; the reference, so recipe aaai2025, has none
 
@@ -19,8 +20,8 @@ class LinearLayer(nn.Module):
         super().__init__()
         width = config.width
         self.number, self.probability = number, 0.0 if config.recipe == "aaai2025" else config.dropout
-        self.linear1 = nn.Linear(width, width)
-        self.linear2 = nn.Linear(width, width)
+        self.linear1 = Linear(width, width)
+        self.linear2 = Linear(width, width)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, states: Tensor, keys: DropoutKeys) -> Tensor:

@@ -9,6 +9,7 @@ from scbench.kernels.add_norm import add_norm, relu_dropout
 from scbench.kernels.attention import self_attention
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.encoder import Encoder
+from scbench.models.linear_layer import Linear
 
 ATTENTION_OUTPUT, FEED_FORWARD_INNER, FEED_FORWARD_OUTPUT, ATTENTION_PROBABILITIES = range(4)  # the dropout sites of a layer
 
@@ -24,11 +25,11 @@ class TransformerLayer(nn.Module):
         width = config.width
         self.number, self.heads, self.probability = number, config.heads, config.dropout
         self.reference = config.recipe == "aaai2025"
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.attention_output = nn.Linear(width, width)
+        self.query_key_value = Linear(width, 3 * width)
+        self.attention_output = Linear(width, width)
         self.attention_norm = nn.LayerNorm(width)
-        self.linear1 = nn.Linear(width, width)
-        self.linear2 = nn.Linear(width, width)
+        self.linear1 = Linear(width, width)
+        self.linear2 = Linear(width, width)
         self.feed_forward_norm = nn.LayerNorm(width)
 
     def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:
