@@ -1,4 +1,4 @@
-/* Dropout, ReLU + dropout, and dropout + residual + LayerNorm, each in one pass over the rows: the work of
+/* Dropout, ReLU + dropout, dropout + residual + LayerNorm, and LayerNorm + GELU + dropout + residual, each in one pass over the rows: the work of
    kernels/add_norm_cpu.py. Elements are bf16 or fp32, arithmetic and statistics fp32.
 
    Threads take CHUNK rows at a time. A row's results depend on that row alone, and the sums over rows are made chunk by chunk:
@@ -97,7 +97,17 @@ static float total(const float *restrict a, int64_t n) {
     return sum;
 }
 
-/* row->z = (z - mean z) rstd of z = residual + dropout(x); returns rstd. */
+/* z becomes (z - mean z) rstd; returns rstd. */
+static float standardise(const struct job *job, float *restrict z) {
+    int64_t n = job->width;
+    float mean = total(z, n) / (float)n;
+    for (int64_t c = 0; c < n; c++) z[c] -= mean;
+    float rstd = 1 / sqrtf(product(z, z, n) / (float)n + job->eps);
+    for (int64_t c = 0; c < n; c++) z[c] *= rstd;
+    return rstd;
+}
+
+/* row->z = standardised residual + dropout(x); returns rstd. */
 static float normalise(const struct job *job, struct row *row, int64_t r) {
     int64_t n = job->width;
     float *restrict x = row->x, *restrict z = row->z;
@@ -105,11 +115,31 @@ static float normalise(const struct job *job, struct row *row, int64_t r) {
     load(job, job->residual, r, z);
     if (job->keys) drop(job, row, r, x);
     for (int64_t c = 0; c < n; c++) z[c] += x[c];
-    float mean = total(z, n) / (float)n;
-    for (int64_t c = 0; c < n; c++) z[c] -= mean;
-    float rstd = 1 / sqrtf(product(z, z, n) / (float)n + job->eps);
-    for (int64_t c = 0; c < n; c++) z[c] *= rstd;
-    return rstd;
+    return standardise(job, z);
+}
+
+/* The normal law's distribution function at x, to 1e-7, and *density = its density (Abramowitz and Stegun 7.1.26). Without
+   a branch on a float, which would keep the compiler from making vectors. */
+static inline float normal(float x, float *density) {
+    const int32_t farthest = 0x41500000; /* 13, behind which nothing is left */
+    int32_t magnitude;
+    memcpy(&magnitude, &x, 4);
+    magnitude &= 0x7fffffff;
+    int32_t near = magnitude < farthest ? magnitude : farthest; /* NaN too */
+    float far, factor;
+    memcpy(&far, &near, 4);
+    float power = far * far * -0.72134752f; /* exp(-x^2 / 2) = 2^power */
+    int32_t whole = (int32_t)(power - 0.5f);
+    float rest = (power - (float)whole) * 0.69314718f;
+    uint32_t bits = (uint32_t)(whole + 127) << 23; /* whole >= -122 */
+    memcpy(&factor, &bits, 4);
+    float exponential = factor * (1 + rest * (1 + rest * (0.5f + rest * (1.6666667e-1f + rest * (4.1666667e-2f +
+                        rest * (8.3333333e-3f + rest * 1.3888889e-3f))))));
+    *density = exponential * 0.39894228f;
+    float t = 1 / (1 + 0.2316419f * far);
+    float tail = 0.5f * exponential * t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f +
+                 t * 1.061405429f))));
+    return 0.5f + copysignf(0.5f - tail, x);
 }
 
 static void dropout_row(const struct job *job, struct row *row, int64_t r) {
@@ -146,12 +176,11 @@ static void norm_row(const struct job *job, struct row *row, int64_t r) {
     store(job, job->out, r, z);
 }
 
-static void norm_backward_row(const struct job *job, struct row *row, int64_t r) {
+/* row->y from the gradient of a norm's output to that of its input; the parameters' gradients are added up. */
+static void through_norm(const struct job *job, struct row *row, int64_t r, float rstd) {
     int64_t n = job->width;
-    float rstd = normalise(job, row, r);
     const float *restrict weight = job->weight;
     float *restrict y = row->y, *restrict z = row->z, *restrict sums = job->sums + r / CHUNK * 2 * n;
-    load(job, job->grad, r, y);
     if (r % CHUNK == 0) memset(sums, 0, (size_t)n * 2 * sizeof *sums);
     for (int64_t c = 0; c < n; c++) {
         sums[c] += y[c] * z[c];
@@ -160,9 +189,46 @@ static void norm_backward_row(const struct job *job, struct row *row, int64_t r)
     }
     float along = product(y, z, n) / (float)n, level = total(y, n) / (float)n;
     for (int64_t c = 0; c < n; c++) y[c] = (y[c] - z[c] * along - level) * rstd;
+}
+
+static void norm_backward_row(const struct job *job, struct row *row, int64_t r) {
+    float rstd = normalise(job, row, r), *y = row->y;
+    load(job, job->grad, r, y);
+    through_norm(job, row, r, rstd);
     store(job, job->grad_residual, r, y);
     if (!job->keys) return; /* x has the same gradient, and the same tensor for it */
     drop(job, row, r, y);
+    store(job, job->grad_x, r, y);
+}
+
+static void norm_gelu_row(const struct job *job, struct row *row, int64_t r) {
+    int64_t n = job->width;
+    const float *restrict weight = job->weight, *restrict bias = job->bias;
+    float *restrict x = row->x, *restrict z = row->z, density;
+    load(job, job->x, r, z);
+    standardise(job, z);
+    for (int64_t c = 0; c < n; c++) z[c] = z[c] * weight[c] + bias[c];
+    for (int64_t c = 0; c < n; c++) z[c] *= normal(z[c], &density);
+    if (job->keys) drop(job, row, r, z);
+    load(job, job->residual, r, x);
+    for (int64_t c = 0; c < n; c++) z[c] += x[c];
+    store(job, job->out, r, z);
+}
+
+/* Gradients of x and of the parameters; the residual's is `grad` itself. */
+static void norm_gelu_backward_row(const struct job *job, struct row *row, int64_t r) {
+    int64_t n = job->width;
+    const float *restrict weight = job->weight, *restrict bias = job->bias;
+    float *restrict y = row->y, *restrict z = row->z;
+    load(job, job->x, r, z);
+    float rstd = standardise(job, z);
+    load(job, job->grad, r, y);
+    if (job->keys) drop(job, row, r, y);
+    for (int64_t c = 0; c < n; c++) {
+        float density, at = z[c] * weight[c] + bias[c], below = normal(at, &density);
+        y[c] *= below + at * density;
+    }
+    through_norm(job, row, r, rstd);
     store(job, job->grad_x, r, y);
 }
 
@@ -178,3 +244,5 @@ void relu_dropout(void *job) { work(job, relu_dropout_row); }
 void relu_dropout_backward(void *job) { work(job, relu_dropout_backward_row); }
 void norm(void *job) { work(job, norm_row); }
 void norm_backward(void *job) { work(job, norm_backward_row); }
+void norm_gelu(void *job) { work(job, norm_gelu_row); }
+void norm_gelu_backward(void *job) { work(job, norm_gelu_backward_row); }

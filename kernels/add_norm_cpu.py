@@ -31,7 +31,8 @@ def library() -> ctypes.CDLL | None:
     """The compiled code; None where there is no compiler."""
     found = backend.compiled(SOURCE)
     if found is not None:
-        for function in (found.dropout, found.relu_dropout, found.relu_dropout_backward, found.norm, found.norm_backward):
+        for function in (found.dropout, found.relu_dropout, found.relu_dropout_backward, found.norm, found.norm_backward,
+                         found.norm_gelu, found.norm_gelu_backward):
             function.argtypes, function.restype = [ctypes.c_void_p], None
     return found
 
@@ -114,3 +115,26 @@ class CpuAddNorm(torch.autograd.Function):
              weight=weight.float().contiguous(), grad=grad, grad_x=grad_x, grad_residual=grad_residual, sums=sums)
         grad_weight, grad_bias = sums.sum(0).to(weight.dtype)
         return grad_x, grad_residual, grad_weight, grad_bias, None, None, None
+
+
+class CpuNormGelu(torch.autograd.Function):
+    """LayerNorm + GELU + dropout + residual. Keeps its inputs but the residual."""
+
+    @staticmethod
+    def forward(ctx, x, residual, weight, bias, token_keys, probability: float, eps: float) -> Tensor:
+        x, residual, out = x.contiguous(), residual.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+        token_keys = None if token_keys is None else token_keys.contiguous()
+        ctx.save_for_backward(x, weight, bias, token_keys)
+        ctx.probability, ctx.eps = probability, eps
+        _run("norm_gelu", x.shape, x.dtype, probability, eps, x=x, residual=residual, keys=token_keys,
+             weight=weight.float().contiguous(), bias=bias.float().contiguous(), out=out)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight, bias, token_keys), grad = ctx.saved_tensors, grad.contiguous()
+        grad_x, sums = torch.empty_like(grad), torch.empty(-(-x.shape[0] // CHUNK), 2, x.shape[1])
+        _run("norm_gelu_backward", x.shape, x.dtype, ctx.probability, ctx.eps, x=x, keys=token_keys, grad=grad, grad_x=grad_x,
+             weight=weight.float().contiguous(), bias=bias.float().contiguous(), sums=sums)
+        grad_weight, grad_bias = sums.sum(0).to(weight.dtype)
+        return grad_x, grad, grad_weight, grad_bias, None, None, None

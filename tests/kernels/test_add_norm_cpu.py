@@ -1,10 +1,12 @@
 """The operations of add_norm.py in C: PyTorch's decisions to the bit, its values to rounding, its gradients."""
 
+import math
+
 import pytest
 import torch
 
 from scbench.kernels import add_norm_cpu, backend, random
-from scbench.kernels.add_norm import add_norm, dropout, relu_dropout
+from scbench.kernels.add_norm import add_norm, dropout, dropout_oracle, norm_gelu_add, relu_dropout
 
 BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64
 SHAPES = [(1, 1), (3, 5), (64, 256), (65, 33), (200, 48), (2, 16384), (0, 8)]
@@ -49,11 +51,12 @@ def test_dropout_drops_what_pytorch_drops(monkeypatch, rows, width, dtype):
 @pytest.mark.parametrize("dropped", [True, False])
 @pytest.mark.parametrize("dtype", [BF16, F32])
 @pytest.mark.parametrize(("rows", "width"), [shape for shape in SHAPES if shape[1] > 1])
-def test_add_norm_and_its_gradients(monkeypatch, rows, width, dtype, dropped):
+@pytest.mark.parametrize("function", [add_norm, norm_gelu_add])
+def test_norms_and_their_gradients(monkeypatch, rows, width, dtype, dropped, function):
     def make(dtype):
         x, residual = (draw(rows, width, seed=i, dtype=dtype).requires_grad_() for i in range(2))
         weight, bias = (draw(width, seed=i, dtype=dtype).requires_grad_() for i in range(2, 4))
-        out = add_norm(x, residual, weight, bias, keys_of(rows) if dropped else None, 0.3)
+        out = function(x, residual, weight, bias, keys_of(rows) if dropped else None, 0.3)
         grads = torch.autograd.grad(out, (x, residual, weight, bias), draw(rows, width, seed=4, dtype=dtype))
         return [out.detach(), *grads]
 
@@ -61,6 +64,19 @@ def test_add_norm_and_its_gradients(monkeypatch, rows, width, dtype, dropped):
         assert mine.dtype == dtype
         if exact.numel():
             assert (mine - exact).abs().max() <= (2e-6 if dtype == F32 else 2**-8) * exact.abs().max()
+
+
+@needs_native
+def test_gelu_by_the_definition():
+    x, bias = torch.linspace(-20, 20, 4001, dtype=F64), draw(4001, seed=0, dtype=F64)
+    row = torch.stack([x, -x])  # of mean 0 and variance 133: normalised, weighted back to itself
+    weight = (row[0].var(correction=0) + 1e-5).sqrt().expand(4001)
+    exact = [value * 0.5 * math.erfc(-value / math.sqrt(2)) for value in x.tolist()]
+    ours = norm_gelu_add(*(v.float() for v in (row, torch.zeros(2, 4001), weight, 0 * bias)), None, 0.0)
+    torch.testing.assert_close(ours[0].double(), torch.tensor(exact, dtype=F64), rtol=1e-6, atol=3e-6)
+    kept = norm_gelu_add(*(v.float() for v in (row, row, weight, bias)), keys_of(2), 0.5).double() - row
+    gelu = (row + bias) * 0.5 * torch.special.erfc(-(row + bias) / math.sqrt(2))
+    torch.testing.assert_close(kept, dropout_oracle(gelu, keys_of(2), 0.5), rtol=1e-5, atol=1e-5)
 
 
 @needs_native
@@ -82,8 +98,10 @@ def test_the_same_bits_whatever_the_threads():
         for threads in (1, 2):
             torch.set_num_threads(threads)
             leaves = [draw(*shape, seed=i).requires_grad_() for i, shape in enumerate([(700, 40), (700, 40), (40,), (40,)])]
-            out = add_norm(*leaves, keys_of(700), 0.1)
-            found.append([out, *torch.autograd.grad(out, leaves, draw(700, 40, seed=9))])
+            found.append([])
+            for function in (add_norm, norm_gelu_add):
+                out = function(*leaves, keys_of(700), 0.1)
+                found[-1] += [out, *torch.autograd.grad(out, leaves, draw(700, 40, seed=9))]
     finally:
         torch.set_num_threads(before)
     for one, two in zip(*found, strict=True):
@@ -94,7 +112,8 @@ def test_the_same_bits_whatever_the_threads():
 def test_nan_stays_nan_and_strides_do_not_matter():
     x = draw(6, 8, seed=0)
     x[2, 3] = torch.nan
-    assert add_norm(x, x, x[0], x[1], None, 0.0)[2].isnan().all()
+    for function in (add_norm, norm_gelu_add):
+        assert function(x, x, x[0], x[1], None, 0.0)[2].isnan().all()
     assert relu_dropout(x, keys_of(6), 0.001)[2, 3].isnan()
     across = x.T.contiguous().T
     assert torch.equal(dropout(across, keys_of(6), 0.5).nan_to_num(), dropout(x, keys_of(6), 0.5).nan_to_num())

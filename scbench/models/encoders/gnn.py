@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
-from scbench.kernels.add_norm import dropout
+from scbench.kernels.add_norm import norm_gelu_add
 from scbench.kernels.attention import attention
 from scbench.kernels.table_rows import table_rows
 from scbench.models.dropout_keys import DropoutKeys
@@ -41,8 +41,8 @@ class GnnLayer(nn.Module):
         factors = torch.cat([f, g], 1)[:, None]  # one head
         mixed = attention(factors, factors, states[:, None], batch.cell_offsets, scale=1.0, key_lengths=batch.lengths,
                           max_tokens=batch.max_tokens)
-        output = F.gelu(self.norm(self.linear(mixed[:, 0])))
-        return states + dropout(output, keys(self.number), self.probability)
+        norm, token_keys = self.norm, keys(self.number)
+        return norm_gelu_add(self.linear(mixed[:, 0]), states, norm.weight, norm.bias, token_keys, self.probability)
 
 
 class GnnEncoder(Encoder):

@@ -1,11 +1,10 @@
 """Linear encoder: a feed-forward network a token, nothing mixes over genes."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
-from scbench.kernels.add_norm import dropout, relu_dropout
+from scbench.kernels.add_norm import norm_gelu_add, relu_dropout
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.encoder import Encoder
 from scbench.models.linear_layer import Linear
@@ -27,8 +26,8 @@ class LinearLayer(nn.Module):
     def forward(self, states: Tensor, keys: DropoutKeys) -> Tensor:
         """states [T, D] → [T, D]."""
         inner = relu_dropout(self.linear1(states), keys(self.number, INNER), self.probability)
-        output = F.gelu(self.norm(self.linear2(inner)))
-        return states + dropout(output, keys(self.number, OUTPUT), self.probability)
+        norm, token_keys = self.norm, keys(self.number, OUTPUT)
+        return norm_gelu_add(self.linear2(inner), states, norm.weight, norm.bias, token_keys, self.probability)
 
 
 class LinearEncoder(Encoder):
