@@ -72,9 +72,13 @@ def test_gelu_by_the_definition():
     row = torch.stack([x, -x])  # of mean 0 and variance 133: normalised, weighted back to itself
     weight = (row[0].var(correction=0) + 1e-5).sqrt().expand(4001)
     exact = [value * 0.5 * math.erfc(-value / math.sqrt(2)) for value in x.tolist()]
-    ours = norm_gelu_add(*(v.float() for v in (row, torch.zeros(2, 4001), weight, 0 * bias)), None, 0.0)
+
+    def run(*inputs):
+        return add_norm_cpu.CpuNormGelu.apply(*(tensor.float() for tensor in inputs[:4]), *inputs[4:], 1e-5)
+
+    ours = run(row, torch.zeros(2, 4001), weight, 0 * bias, None, 0.0)
     torch.testing.assert_close(ours[0].double(), torch.tensor(exact, dtype=F64), rtol=1e-6, atol=3e-6)
-    kept = norm_gelu_add(*(v.float() for v in (row, row, weight, bias)), keys_of(2), 0.5).double() - row
+    kept = run(row, row, weight, bias, keys_of(2), 0.5).double() - row
     gelu = (row + bias) * 0.5 * torch.special.erfc(-(row + bias) / math.sqrt(2))
     torch.testing.assert_close(kept, dropout_oracle(gelu, keys_of(2), 0.5), rtol=1e-5, atol=1e-5)
 
