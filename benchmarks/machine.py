@@ -1,5 +1,7 @@
 """The machine that a benchmark runs on: what it is, its matrix rate, its clock, a process's memory."""
 
+import contextlib
+import gc
 import subprocess
 import time
 from pathlib import Path
@@ -48,11 +50,22 @@ def device() -> torch.device:
 
 
 def peak_bytes() -> int | None:
-    """This process's peak: GPU memory allocated where there is a GPU, else resident memory; None where neither is known.
+    """This process's peak, since `forget_peak` if that was called: of allocated GPU memory where there is a GPU, else of
+    resident memory; None where neither is known.
 
     VmHWM, not getrusage: the latter starts from the parent's peak.
     """
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident_bytes("VmHWM")
+
+
+def forget_peak() -> None:
+    """Let `peak_bytes` begin anew, at what is held now; where the system cannot do it, a peak stays that of the process."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    gc.collect()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def resident_bytes(field: str = "VmRSS") -> int | None:

@@ -1,7 +1,7 @@
 """Softmax attention inside each cell of a packed batch.
 
 Four ways, chosen by `attention_path`: flash-attn, torch's varlen attention, our own Triton kernels (attention_triton.py: the
-maths, the layout and the traffic) and, on a CPU, matrix products cell by cell.
+maths, the layout and the traffic) and, on a CPU, cell by cell: in C for bf16 (attention_cpu.py), else matrix products.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scbench.kernels import backend, random
+from scbench.kernels import attention_cpu, backend, random
 from scbench.kernels.add_norm import dropout_oracle
 from scbench.kernels.checks import FLOATS, INDICES, check, check_offsets
 
@@ -48,9 +48,9 @@ def _drop(x: Tensor, dropped: Tensor | None, probability: float) -> Tensor:
 
 
 class _CellAttention(torch.autograd.Function):
-    """Attention cell by cell in matrix products: on a CPU with bf16 instructions twice as fast as torch's own kernel in
-    bf16 (in fp32 torch's is faster). Saves its inputs only: the backward computes the probabilities again,
-    which keeps memory at one cell's [H, n, n]."""
+    """Attention cell by cell in matrix products: what the C code does not take (dropout, other processors); in bf16 twice
+    as fast as torch's own kernel (in fp32 torch's is faster). Saves its inputs only: the backward computes the
+    probabilities again, which keeps memory at one cell's [H, n, n]."""
 
     @staticmethod
     def forward(
@@ -178,7 +178,7 @@ def attention(
     Parameters
     ----------
     query, key
-        [T, H, d]: H heads of width d. On a CPU the scores of bf16 are rounded to bf16, as every layer's output is.
+        [T, H, d]: H heads of width d. On a CPU without the C code the scores of bf16 are rounded to bf16.
     value
         [T, H, e]; its width may differ from that of query and key.
     cell_offsets
@@ -218,12 +218,30 @@ def attention(
     if path == "triton":
         scale = query.shape[2] ** -0.5 if scale is None else scale
         return TritonAttention.apply(query, key, value, cell_offsets, scale, key_lengths, token_keys, probability)
+    if token_keys is None and attention_cpu.takes(query):
+        scale = query.shape[2] ** -0.5 if scale is None else scale
+        return attention_cpu.CpuAttention.apply(query, key, value, cell_offsets, scale, key_lengths)
     if not plain or (query.dtype == torch.bfloat16 and query.device.type == "cpu"):
         return _CellAttention.apply(query, key, value, cell_offsets, scale, key_lengths, token_keys, probability)
     # torch.split, not slices: the gradient of a split is one concatenation, that of n slices n whole buffers.
     lengths = cell_offsets.diff().tolist()
     cells = zip(*(x.transpose(0, 1).split(lengths, 1) for x in (query, key, value)), strict=True)
     return torch.cat([F.scaled_dot_product_attention(q[None], k[None], v[None])[0] for q, k, v in cells], 1).transpose(0, 1)
+
+
+def self_attention(projection: Tensor, cell_offsets: Tensor, **options) -> Tensor:
+    """`attention` of projection[:, 0], [:, 1] and [:, 2], of a [T, 3, H, d]; options and errors as there.
+
+    The C code writes one gradient for the three, which need not be put side by side then.
+    """
+    query, key, value = projection.unbind(1)
+    if options.get("token_keys") is not None or not attention_cpu.takes(projection):
+        return attention(query, key, value, cell_offsets, **options)
+    scale, key_lengths = options.get("scale"), options.get("key_lengths")
+    _check(query, key, value, cell_offsets, key_lengths, None)
+    return attention_cpu.CpuSelfAttention.apply(
+        projection, cell_offsets, query.shape[2] ** -0.5 if scale is None else scale, key_lengths
+    )
 
 
 def attention_oracle(

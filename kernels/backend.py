@@ -1,21 +1,32 @@
-"""Which implementation of an operation runs: Triton on a GPU once that is proven there, PyTorch elsewhere.
+"""Which implementation of an operation runs: Triton on a GPU once that is proven there, C on a CPU, PyTorch elsewhere.
 
+The C code (`*_cpu.c`) is compiled at its first use; without a compiler PyTorch does the work, with a warning.
 SCBENCH_KERNELS=triton or torch overrides the choice; until the kernels have run on a GPU, it is the only way to them. With
 TRITON_INTERPRET=1 beside SCBENCH_KERNELS=triton everything runs through the Triton kernels on a CPU, slowly: how they are
 tested without a GPU. SCBENCH_KERNELS_DEBUG=1 adds the checks that would make a GPU wait for the host.
 """
 
+import ctypes
 import os
+import warnings
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from scbench.kernels import native
 
 PROVEN = False  # no kernel here has run on a device yet: the interpreter and the compilers are all that vouch for them
 HAS_TRITON = find_spec("triton") is not None
 FORCED = os.environ.get("SCBENCH_KERNELS", "")
 DEBUG = os.environ.get("SCBENCH_KERNELS_DEBUG", "") not in ("", "0")
+
+# On a CPU oneDNN compiles a product in bf16 for its shape (0.2 to 0.4 ms) and keeps the code of 1,024 shapes, torch as many
+# again: 0.6 MB each, and every batch of cells brings a score of new ones. A step has fewer than 64.
+for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, "64")  # both read it at their first product
 
 if FORCED not in ("", "triton", "torch"):
     raise ValueError(f"SCBENCH_KERNELS is {FORCED!r}: it must be triton or torch")
@@ -30,6 +41,21 @@ def use_triton(x: Tensor) -> bool:
         raise ValueError(f"the tensors are on {x.device}, the current GPU is cuda:{torch.cuda.current_device()}: "
                          "call torch.cuda.set_device first")
     return chosen
+
+
+def compiled(source: Path) -> ctypes.CDLL | None:
+    """The library of a C file; None, with a warning, where it cannot be had. The caller keeps it."""
+    try:
+        return native.load(source)
+    except native.BuildError as error:
+        warnings.warn(f"PyTorch does the work of {source.name}, slower: {error} (SCBENCH_KERNELS=torch says that it may)",
+                      stacklevel=4)
+        return None
+
+
+def use_native(x: Tensor) -> bool:
+    """Whether C code takes `x`'s operation where it has one."""
+    return not FORCED and x.device.type == "cpu"
 
 
 @cache

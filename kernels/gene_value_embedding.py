@@ -3,7 +3,8 @@
     out[t] = table[genes[t]] + W₂ relu(w values[t] + b) + b₂
 
 In Triton the MLP is evaluated as a piecewise-linear function of one scalar (kernels/gene_value_embedding_triton.py):
-a token costs D multiply-adds, not D², and nothing of size [T, D] is kept for the backward pass. Elsewhere plain PyTorch.
+a token costs D multiply-adds, not D², and nothing of size [T, D] is kept for the backward pass. Elsewhere plain PyTorch; on
+a CPU the MLP is evaluated once a distinct value: most counts are small, and all masked genes have the value −1.
 
 Layout: [T, D] and [V, D] row-major, a tile of whole rows in registers (D ≤ 4096). The value MLP in fp32 (fp64 for fp64).
 
@@ -25,6 +26,8 @@ from torch.nn import functional as F
 from scbench.kernels import backend
 from scbench.kernels.checks import FLOATS, INDICES, VALUES, check, check_order
 from scbench.kernels.gene_value_embedding_triton import launch_backward, launch_forward
+from scbench.kernels.linear import linear
+from scbench.kernels.row_sums import sum_rows
 from scbench.kernels.table_rows import table_rows
 
 
@@ -45,6 +48,23 @@ class _GeneValueEmbedding(torch.autograd.Function):
         *kept, weight1, bias1, weight2 = ctx.saved_tensors
         grads = launch_backward(grad.contiguous(), *kept, ctx.table_shape, weight1, bias1, weight2)
         return None, None, None, *grads, None
+
+
+class _AddedRows(torch.autograd.Function):
+    """table[genes] + states[index] in the table's dtype; states in fp32 or fp64."""
+
+    @staticmethod
+    def forward(ctx, table: Tensor, genes: Tensor, gene_order: Tensor, states: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(genes, gene_order, index)
+        ctx.sums = (len(table), table.dtype), (len(states), states.dtype)
+        return F.embedding(index, states).add_(F.embedding(genes, table)).to(table.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        genes, gene_order, index = ctx.saved_tensors
+        of_table, of_states = ctx.sums
+        grad_states = sum_rows(grad, index, torch.argsort(index, stable=True), *of_states)
+        return sum_rows(grad, genes, gene_order, *of_table), None, None, grad_states, None
 
 
 def gene_value_embedding(
@@ -94,8 +114,12 @@ def gene_value_embedding(
         save = torch.is_grad_enabled() and any(x.requires_grad for x in trained)
         return _GeneValueEmbedding.apply(genes, values, gene_order, *trained, save)
     dtype = torch.promote_types(table.dtype, torch.float32)
-    hidden = torch.relu(values.to(dtype)[:, None] * weight1.to(dtype)[:, 0] + bias1.to(dtype))
-    states = F.linear(hidden, weight2.to(dtype), bias2.to(dtype))
+    # a GPU's host would wait for the number of distinct values
+    each, index = values.unique(return_inverse=True) if backend.use_native(values) else (values, None)
+    hidden = torch.relu(each.to(dtype)[:, None] * weight1.to(dtype)[:, 0] + bias1.to(dtype))
+    states = linear(hidden, weight2.to(dtype), bias2.to(dtype))
+    if index is not None:
+        return _AddedRows.apply(table, genes, gene_order, states, index)
     return (states + table_rows(table, genes, gene_order)).to(table.dtype)
 
 

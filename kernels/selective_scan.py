@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from scbench.kernels import backend
+from scbench.kernels import backend, selective_scan_cpu
 from scbench.kernels.checks import FLOATS, INDICES, check, check_offsets
 
 if backend.HAS_TRITON:
@@ -144,12 +144,14 @@ def selective_scan(
     Returns
     -------
     [T, E] in the dtype of `x`. Memory kept for the gradients: the inputs and N / 8 of the size of `x` in fp32 (N / 16 by the
-    Triton kernels for N ≤ 4).
+    Triton kernels for N ≤ 4; none of that by the C code on a CPU, selective_scan_cpu.py).
     """
     inputs = (x, step, decay, input_matrix, output_matrix, skip, cell_offsets)
     _check(*inputs)
     if backend.use_triton(x):
         return TritonSelectiveScan.apply(*inputs, torch.is_grad_enabled() and any(v.requires_grad for v in inputs))
+    if selective_scan_cpu.takes(x, decay, step, input_matrix, output_matrix, skip):
+        return selective_scan_cpu.CpuSelectiveScan.apply(*inputs)
     return _SelectiveScan.apply(*inputs)
 
 

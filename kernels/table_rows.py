@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from scbench.kernels import backend
 from scbench.kernels.checks import FLOATS, INDICES, check, check_order
+from scbench.kernels.row_sums import sum_rows
 from scbench.kernels.row_tiles import row_block, rows_of_tile
 from scbench.kernels.segments import segment_sums
 
@@ -67,7 +68,7 @@ class _TableRowsTriton(torch.autograd.Function):
 
 
 class _TableRows(torch.autograd.Function):
-    """The same in PyTorch."""
+    """The same in PyTorch, the sums in C on a CPU (row_sums.py)."""
 
     @staticmethod
     def forward(ctx, table: Tensor, genes: Tensor, gene_order: Tensor) -> Tensor:
@@ -77,12 +78,7 @@ class _TableRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        genes, order = ctx.saved_tensors
-        # Tokens sorted by gene make every row one run: no two writers share a row, and the sum's order is fixed.
-        dtype = torch.promote_types(grad.dtype, torch.float32)
-        table_grad = grad.new_zeros(ctx.rows, grad.shape[1], dtype=dtype)
-        table_grad.index_add_(0, genes[order], grad[order].to(dtype))
-        return table_grad.to(grad.dtype), None, None
+        return sum_rows(grad, *ctx.saved_tensors, ctx.rows, grad.dtype), None, None
 
 
 def table_rows(table: Tensor, genes: Tensor, gene_order: Tensor) -> Tensor:

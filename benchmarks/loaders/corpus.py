@@ -40,7 +40,8 @@ def make(folder: Path, *, data: tuple[Path, ...], cells: int, vocabulary_size: i
         thinned = _thinned(base, cells, np.random.default_rng(seed))
     else:
         vocabulary = Vocabulary.build(f"gene-{i:06d}" for i in range(vocabulary_size - 3))
-        thinned = (raw_cell(Options(seed=seed), vocabulary_size - 3, sample) for sample in range(cells))
+        options = Options(seed=seed, median_genes=MEDIAN_GENES)
+        thinned = (raw_cell(options, vocabulary_size - 3, sample) for sample in range(cells))
     vocabulary.save(folder / VOCABULARY_FILE)
     corpus = _join(list(thinned))
     lengths = np.diff(corpus.offsets)

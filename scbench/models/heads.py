@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from scbench.kernels.masked_regression import masked_regression
 from scbench.kernels.mvc import mvc
+from scbench.models.linear_layer import Linear
 
 NEGATIVE_SLOPE = 0.01  # LeakyReLU of both heads, as in the reference
 
@@ -15,8 +16,8 @@ class RegressionHead(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.linear1 = nn.Linear(width, width)
-        self.linear2 = nn.Linear(width, width)
+        self.linear1 = Linear(width, width)
+        self.linear2 = Linear(width, width)
         self.linear3 = nn.Linear(width, 1)
 
     def forward(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,9 +32,9 @@ class MvcHead(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.linear1 = nn.Linear(width, width)
-        self.linear2 = nn.Linear(width, width)
-        self.linear3 = nn.Linear(width, width)
+        self.linear1 = Linear(width, width)
+        self.linear2 = Linear(width, width)
+        self.linear3 = Linear(width, width)
 
     def forward(
         self,

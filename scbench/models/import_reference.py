@@ -201,7 +201,7 @@ def _length(state: dict[str, Tensor], structure: str, max_genes: int | None, che
     return trained
 
 
-def _reference_name(name: str, structure: str) -> str:
+def reference_name(name: str, structure: str) -> str:
     """What the reference calls our tensor."""
     for ours, theirs in {**SHARED_NAMES, **ENCODER_NAMES[structure]}.items():
         pattern = re.escape(ours).replace(r"\#", r"(?P<layer>\d+)").replace(r"\*", r"(?P<leaf>weight|bias|running_\w+)")
@@ -218,7 +218,7 @@ def _load(model: ExpressionModel, state: dict[str, Tensor], checkpoint: Path) ->
     unused_pattern = UNUSED if model.config.regression else UNUSED + UNUSED_WITHOUT_TOKENS
     unused = [name for name in state if re.fullmatch(unused_pattern, name)]
     ours = model.state_dict()
-    theirs = {name: _reference_name(name, structure) for name in ours}
+    theirs = {name: reference_name(name, structure) for name in ours}
     theirs |= {name: f"{key}.weight" for name, key in theirs.items() if f"{key}.weight" in state}  # a table of nn.Embedding
     missing = [key for key in theirs.values() if key not in state]
     unexpected = sorted(state.keys() - set(theirs.values()) - set(unused))

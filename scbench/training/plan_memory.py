@@ -67,7 +67,8 @@ class Micro(NamedTuple):
 
 
 def kept_bytes(config: ModelConfig, precision: str, micro: Micro) -> float:
-    """What autograd keeps from the forward pass for the backward, weights and the batch left out."""
+    """What autograd keeps from the forward pass for the backward, weights and the batch left out (by the PyTorch paths; the C
+    code on a CPU keeps less)."""
     e, width, drops = ELEMENT[precision], config.width, int(config.dropout > 0)
     states = micro.tokens * width  # elements of one [T, D] tensor
     embedding = 4 * states + (4 * width**2 if e < 4 else 0)  # the value MLP's hidden layer and weights, in fp32

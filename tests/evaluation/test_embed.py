@@ -138,6 +138,16 @@ def test_the_model_is_left_in_its_mode_and_dropout_is_off(model, cells):
     assert not model.training
 
 
+def test_bf16_is_close_and_the_models_own_weights_are_put_back(model, cells):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    exact, rounded = embed(model, cells), embed(model, cells, precision="bf16")
+    assert rounded.dtype == np.float32
+    assert 1e-4 < np.linalg.norm(rounded - exact) / np.linalg.norm(exact) < 0.02
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, before[name])
+    assert distance(embed(model, cells), exact) == 0
+
+
 def test_empty_cells_are_embedded_from_cls_alone_and_counted(model, cells):
     with_empty = cells.copy()
     lil = with_empty.X.tolil()
@@ -165,6 +175,8 @@ def test_normalised_values_and_bad_options_are_errors(model, cells):
     for option in ("max_genes", "draws", "batch_cells"):
         with pytest.raises(UserError, match=f"{option} is 0"):
             embed(model, cells, **{option: 0})
+    with pytest.raises(UserError, match="precision is 'fp16': it must be fp32 or bf16"):
+        embed(model, cells, precision="fp16")
 
 
 def test_damaged_weights_are_an_error(model, cells):
@@ -191,14 +203,15 @@ def files(model, cells, tmp_path):
 
 
 def test_run_embed_writes_a_copy_with_provenance(files, model, cells, tmp_path, capsys):
-    result = run_embed(files("out.h5ad", seed=3, draws=2))
+    result = run_embed(files("out.h5ad", seed=3, draws=2, precision="bf16"))
     written = anndata.read_h5ad(tmp_path / "out.h5ad")
-    np.testing.assert_array_equal(written.obsm["X_scbench"], embed(model, cells, seed=3, draws=2))
+    np.testing.assert_array_equal(written.obsm["X_scbench"], embed(model, cells, seed=3, draws=2, precision="bf16"))
     provenance = json.loads(written.uns["scbench"])
     assert provenance == result["provenance"]
     assert provenance["seed"] == 3
     assert provenance["draws"] == 2
     assert provenance["max_genes"] == 30
+    assert provenance["precision"] == "bf16"
     assert provenance["layer"] == "X"
     assert provenance["matched_count_share"] == 1
     assert provenance["model_fingerprint"] == fingerprint(model)

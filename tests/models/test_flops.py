@@ -11,12 +11,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from scbench.config import STRUCTURES, ModelConfig
 from scbench.data.batch import CellBatch
 from scbench.data.vocabulary import Vocabulary
+from scbench.kernels import backend
 from scbench.models.encoders.mamba import EXPANSION, STATES, TAPS
 from scbench.models.flops import SCAN, encoder_flops, encoder_parameters, head_flops, training_flops
 from scbench.models.model import ExpressionModel
 
 GENES = 40
 torch_only = pytest.mark.skipif(os.environ.get("SCBENCH_KERNELS") == "triton", reason="torch counts nothing of Triton kernels")
+
+
+@pytest.fixture(autouse=True)
+def pytorch(monkeypatch):
+    """torch counts nothing of C code either."""
+    monkeypatch.setattr(backend, "FORCED", backend.FORCED or "torch")
 
 
 def config_of(structure: str, **options) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""Imported checkpoints against the reference's own forward pass (reference_oracle.py), and checkpoints that do not fit."""
+"""Imported checkpoints against the reference's own forward pass (benchmarks/reference_model.py), and checkpoints that do not fit."""
 
 import dataclasses
 import importlib.util
@@ -17,10 +17,11 @@ from scbench.config import ImportReferenceConfig
 from scbench.data.batch import CellBatch
 from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
-from scbench.models.import_reference import _reference_name, run_import_reference
+from scbench.models.import_reference import reference_name, run_import_reference
 from scbench.models.model import ExpressionModel
 
-_spec = importlib.util.spec_from_file_location("reference_oracle", Path(__file__).with_name("reference_oracle.py"))
+_path = Path(__file__).parents[2] / "benchmarks" / "reference_model.py"
+_spec = importlib.util.spec_from_file_location("reference_model", _path)
 reference = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(reference)
 
@@ -184,7 +185,7 @@ def test_losses_gradients_and_batch_statistics_of_training_equal_the_reference_s
     ours = model(CellBatch.from_lists(*cells, pad_to=MAX_GENES))
     ours.loss.backward()
     assert_near(ours.loss, loss, 1e-9, "loss")
-    keys = {name: _reference_name(name, structure) for name in model.state_dict()}
+    keys = {name: reference_name(name, structure) for name in model.state_dict()}
     assert len(set(keys.values())) == len(keys)
     largest = max(float(parameter.grad.abs().max()) for parameter in model.parameters())
     for name, parameter in model.named_parameters():

@@ -38,8 +38,9 @@ def test_512_genes_and_12_layers_train(structure, recipe):
 def test_attention_hears_of_the_longest_cell_pads_included(monkeypatch, encoder, recipe, longest):
     structure, heard = encoder.__name__.split(".")[-1], []
     config = ModelConfig(vocabulary_size=VOCABULARY.size, structure=structure, recipe=recipe, width=8, layers=2, max_genes=12)
-    real = encoder.attention
-    monkeypatch.setattr(encoder, "attention", lambda *a, **named: heard.append(named["max_tokens"]) or real(*a, **named))
+    name = "self_attention" if encoder is transformer else "attention"
+    real = getattr(encoder, name)
+    monkeypatch.setattr(encoder, name, lambda *a, **named: heard.append(named["max_tokens"]) or real(*a, **named))
     genes = [np.arange(n) for n in (3, 7, 0)]
     batch = CellBatch.from_lists(genes, [np.ones(len(g)) for g in genes], pad_to=config.inputs.pad_to)
     assert int(batch.cell_offsets.diff().max()) == longest

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
-from scbench.kernels.add_norm import dropout
+from scbench.kernels.add_norm import dropout, norm_gelu_add
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.batch_norm import BatchNorm
 from scbench.models.encoders.dense import absent, to_dense
@@ -32,14 +32,19 @@ class CnnLayer(nn.Module):
 
     def forward(self, states: Tensor, lengths: Tensor, token_keys: Tensor | None) -> tuple[Tensor, Tensor]:
         """states [B, S, D], zero past each cell's length; lengths [B]; dropout keys [B, ≥ S] → (states, lengths)."""
-        mixed = F.gelu(self.norm(self.convolution(states.transpose(1, 2)).transpose(1, 2)))
+        mixed, norm = self.convolution(states.transpose(1, 2)).transpose(1, 2), self.norm
         length = mixed.shape[1]
-        if token_keys is not None:
-            mixed = dropout(mixed.flatten(0, 1), token_keys[:, :length].flatten(), self.probability).view(mixed.shape)
         candidates = states.masked_fill(absent(lengths, states.shape[1]), -torch.inf)
         pooled = F.max_pool1d(candidates.transpose(1, 2), self.stride, ceil_mode=True).transpose(1, 2)
+        token_keys = None if token_keys is None else token_keys[:, :length].flatten()
+        if isinstance(norm, BatchNorm):
+            output = pooled.flatten(0, 1) + dropout(F.gelu(norm(mixed)).flatten(0, 1), token_keys, self.probability)
+        else:
+            output = norm_gelu_add(
+                mixed.flatten(0, 1), pooled.flatten(0, 1), norm.weight, norm.bias, token_keys, self.probability
+            )
         lengths = (lengths + self.stride - 1) // self.stride
-        return (mixed + pooled).masked_fill(absent(lengths, length), 0), lengths
+        return output.view(mixed.shape).masked_fill(absent(lengths, length), 0), lengths
 
 
 class CnnEncoder(Encoder):

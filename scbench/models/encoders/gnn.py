@@ -6,11 +6,12 @@ from torch.nn import functional as F
 
 from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
-from scbench.kernels.add_norm import dropout
+from scbench.kernels.add_norm import norm_gelu_add
 from scbench.kernels.attention import attention
 from scbench.kernels.table_rows import table_rows
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.encoder import Encoder
+from scbench.models.linear_layer import Linear
 
 FACTOR_WIDTH = 64
 
@@ -27,9 +28,9 @@ class GnnLayer(nn.Module):
         self.number, self.probability = number, 0.0 if config.recipe == "aaai2025" else config.dropout
         self.factor_linear_table = nn.Parameter(torch.empty(config.vocabulary_size, FACTOR_WIDTH))
         self.factor_table = nn.Parameter(torch.empty(config.vocabulary_size, FACTOR_WIDTH))
-        self.factor_mlp1 = nn.Linear(FACTOR_WIDTH, FACTOR_WIDTH)
-        self.factor_mlp2 = nn.Linear(FACTOR_WIDTH, FACTOR_WIDTH)
-        self.linear = nn.Linear(config.width, config.width)
+        self.factor_mlp1 = Linear(FACTOR_WIDTH, FACTOR_WIDTH)
+        self.factor_mlp2 = Linear(FACTOR_WIDTH, FACTOR_WIDTH)
+        self.linear = Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:
@@ -40,8 +41,8 @@ class GnnLayer(nn.Module):
         factors = torch.cat([f, g], 1)[:, None]  # one head
         mixed = attention(factors, factors, states[:, None], batch.cell_offsets, scale=1.0, key_lengths=batch.lengths,
                           max_tokens=batch.max_tokens)
-        output = F.gelu(self.norm(self.linear(mixed[:, 0])))
-        return states + dropout(output, keys(self.number), self.probability)
+        norm, token_keys = self.norm, keys(self.number)
+        return norm_gelu_add(self.linear(mixed[:, 0]), states, norm.weight, norm.bias, token_keys, self.probability)
 
 
 class GnnEncoder(Encoder):

@@ -1,13 +1,13 @@
 """Linear encoder: a feed-forward network a token, nothing mixes over genes."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
-from scbench.kernels.add_norm import dropout, relu_dropout
+from scbench.kernels.add_norm import norm_gelu_add, relu_dropout
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.encoder import Encoder
+from scbench.models.linear_layer import Linear
 
 INNER, OUTPUT = range(2)  # the dropout sites of a layer; the reference, so recipe aaai2025, has none
 
@@ -19,15 +19,15 @@ class LinearLayer(nn.Module):
         super().__init__()
         width = config.width
         self.number, self.probability = number, 0.0 if config.recipe == "aaai2025" else config.dropout
-        self.linear1 = nn.Linear(width, width)
-        self.linear2 = nn.Linear(width, width)
+        self.linear1 = Linear(width, width)
+        self.linear2 = Linear(width, width)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, states: Tensor, keys: DropoutKeys) -> Tensor:
         """states [T, D] → [T, D]."""
         inner = relu_dropout(self.linear1(states), keys(self.number, INNER), self.probability)
-        output = F.gelu(self.norm(self.linear2(inner)))
-        return states + dropout(output, keys(self.number, OUTPUT), self.probability)
+        norm, token_keys = self.norm, keys(self.number, OUTPUT)
+        return norm_gelu_add(self.linear2(inner), states, norm.weight, norm.bias, token_keys, self.probability)
 
 
 class LinearEncoder(Encoder):

@@ -11,6 +11,7 @@ from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.batch_norm import BatchNorm
 from scbench.models.encoders.dense import absent, to_dense
 from scbench.models.encoders.encoder import Encoder
+from scbench.models.linear_layer import Linear
 
 
 def pool_positions(states: Tensor, positions: int) -> Tensor:
@@ -29,8 +30,8 @@ class LinearMixerLayer(nn.Module):
         super().__init__()
         width = config.width
         self.new_positions = new_positions
-        self.channel_mix = nn.Linear(width, width)
-        self.position_mix = nn.Linear(positions, new_positions)
+        self.channel_mix = Linear(width, width)
+        self.position_mix = Linear(positions, new_positions)
         self.norm = BatchNorm(width) if config.recipe == "aaai2025" else nn.LayerNorm(width)
 
     def forward(self, states: Tensor, present: Tensor | None) -> Tensor:

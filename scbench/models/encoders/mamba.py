@@ -10,9 +10,11 @@ from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
 from scbench.kernels.add_norm import dropout
 from scbench.kernels.causal_conv import causal_conv
+from scbench.kernels.linear import linear
 from scbench.kernels.selective_scan import selective_scan
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.encoder import Encoder
+from scbench.models.linear_layer import Linear
 
 EXPANSION, STATES, TAPS = 2, 4, 4  # channels over width, states a channel, taps of the convolution: the reference's
 SMALLEST_STEP, LARGEST_STEP = 1e-3, 0.1  # of a new model
@@ -31,15 +33,15 @@ class MambaLayer(nn.Module):
         self.number, self.rank = number, rank
         self.probability = config.dropout if config.recipe == "default" else 0.0  # the reference's Mamba has none
         self.norm = nn.RMSNorm(width, eps=EPS)
-        self.input_projection = nn.Linear(width, 2 * channels, bias=False)
+        self.input_projection = Linear(width, 2 * channels, bias=False)
         self.convolution_weight = nn.Parameter(torch.empty(channels, TAPS))
         self.convolution_bias = nn.Parameter(torch.empty(channels))
-        self.selection = nn.Linear(channels, rank + 2 * STATES, bias=False)
+        self.selection = Linear(channels, rank + 2 * STATES, bias=False)
         self.step_weight = nn.Parameter(torch.empty(channels, rank))
         self.step_bias = nn.Parameter(torch.empty(channels))
         self.decay_logarithm = nn.Parameter(torch.empty(channels, STATES))
         self.skip = nn.Parameter(torch.empty(channels))
-        self.output_projection = nn.Linear(channels, width, bias=False)
+        self.output_projection = Linear(channels, width, bias=False)
 
     def forward(self, states: Tensor, cell_offsets: Tensor, keys: DropoutKeys) -> Tensor:
         """states [T, D] → [T, D]."""
@@ -47,7 +49,7 @@ class MambaLayer(nn.Module):
         x = F.silu(causal_conv(x, self.convolution_weight, self.convolution_bias, cell_offsets))
         low_rank_step, input_matrix, output_matrix = self.selection(x).split([self.rank, STATES, STATES], 1)
         dtype = torch.promote_types(x.dtype, torch.float32)  # in bf16 the bias would drown what a token adds to it
-        step = F.softplus(F.linear(low_rank_step, self.step_weight).to(dtype) + self.step_bias)
+        step = F.softplus(linear(low_rank_step, self.step_weight).to(dtype) + self.step_bias)
         decay = -self.decay_logarithm.to(dtype).exp()
         x = selective_scan(x, step, decay, input_matrix, output_matrix, self.skip, cell_offsets)
         mixed = self.output_projection(x * F.silu(gate))

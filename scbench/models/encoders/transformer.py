@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
 from scbench.kernels.add_norm import add_norm, relu_dropout
-from scbench.kernels.attention import attention
+from scbench.kernels.attention import self_attention
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.encoder import Encoder
+from scbench.models.linear_layer import Linear
 
 ATTENTION_OUTPUT, FEED_FORWARD_INNER, FEED_FORWARD_OUTPUT, ATTENTION_PROBABILITIES = range(4)  # the dropout sites of a layer
 
@@ -24,22 +25,22 @@ class TransformerLayer(nn.Module):
         width = config.width
         self.number, self.heads, self.probability = number, config.heads, config.dropout
         self.reference = config.recipe == "aaai2025"
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.attention_output = nn.Linear(width, width)
+        self.query_key_value = Linear(width, 3 * width)
+        self.attention_output = Linear(width, width)
         self.attention_norm = nn.LayerNorm(width)
-        self.linear1 = nn.Linear(width, width)
-        self.linear2 = nn.Linear(width, width)
+        self.linear1 = Linear(width, width)
+        self.linear2 = Linear(width, width)
         self.feed_forward_norm = nn.LayerNorm(width)
 
     def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:
         """states [T, D] → [T, D]."""
         tokens, width = states.shape
-        query, key, value = self.query_key_value(states).view(tokens, 3, self.heads, -1).unbind(1)
+        projection = self.query_key_value(states).view(tokens, 3, self.heads, -1)
         options = {"max_tokens": batch.max_tokens}
         if self.reference:
             options |= {"key_lengths": batch.lengths, "token_keys": keys(self.number, ATTENTION_PROBABILITIES),
                         "probability": self.probability}
-        mixed = self.attention_output(attention(query, key, value, batch.cell_offsets, **options).reshape(tokens, width))
+        mixed = self.attention_output(self_attention(projection, batch.cell_offsets, **options).reshape(tokens, width))
         norm = self.attention_norm
         states = add_norm(mixed, states, norm.weight, norm.bias, keys(self.number, ATTENTION_OUTPUT), self.probability)
         inner = relu_dropout(self.linear1(states), keys(self.number, FEED_FORWARD_INNER), self.probability)

@@ -1,4 +1,5 @@
-"""An independent oracle: the reference implementation's forward pass, dense and padded, in plain PyTorch modules.
+"""The reference implementation's models, dense and padded, in plain PyTorch modules: the oracle of the parity tests
+(tests/models/test_import_reference.py), and what rivals.py times.
 
 The keys of `state_dict()` are those of the reference's checkpoints, unused parameters included. Nothing of scbench is used.
 """
@@ -147,6 +148,13 @@ class ReferenceModel(nn.Module):
 
     def forward(self, genes: Tensor, values: Tensor) -> OracleOutput:
         """genes int64 [B, S]: <cls> first, pads last; values [B, S]: 0 at <cls> and pads, −1 where masked."""
+        states, cells, gene_states = self.encode(genes, values)
+        mvc = (self.gene2query(gene_states.detach()) * cells[:, None]).sum(-1)
+        regression = mvc.detach() if self.structure in POOLED else self.decoder(states)[..., 0]
+        return OracleOutput(cells, regression, mvc)
+
+    def encode(self, genes: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(states [B, S, D] or what the structure ends in, cell embeddings [B, D], gene states [B, S, D])."""
         pads = genes == self.pad
         gene_states = self.embedding(genes)
         if hasattr(self, "emb_trans"):
@@ -166,12 +174,9 @@ class ReferenceModel(nn.Module):
         else:
             states = self.encoder(x)
         if self.structure in POOLED:
-            cells = states
-        else:
-            cells = states[:, 0] if self.pooling == "cls" else states.mean(1)  # over all positions, pads and <cls> too
-        mvc = (self.gene2query(gene_states.detach()) * cells[:, None]).sum(-1)
-        regression = mvc.detach() if self.structure in POOLED else self.decoder(states)[..., 0]
-        return OracleOutput(cells, regression, mvc)
+            return states, states, gene_states
+        # the average is over all positions, pads and <cls> too
+        return states, states[:, 0] if self.pooling == "cls" else states.mean(1), gene_states
 
     @torch.no_grad()
     def randomize(self, seed: int = 0) -> "ReferenceModel":

@@ -1,0 +1,31 @@
+"""C functions on torch's own threads: a pool beside it would fight with it for the cores.
+
+torch's threads belong to an OpenMP library, which gives them to any caller: GOMP_parallel runs a function on each (GNU's name;
+LLVM's and Intel's libraries have it too). Without it one thread does the work. The C code shares the work out by a counter.
+"""
+
+import ctypes
+from functools import cache
+
+import torch
+
+
+@cache
+def _gomp_parallel():
+    function = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    if function is not None:
+        function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return function
+
+
+def count() -> int:
+    """The most threads that `run` uses."""
+    return torch.get_num_threads() if _gomp_parallel() is not None else 1
+
+
+def run(function, job: ctypes.Structure) -> None:
+    """Call the C function void f(struct job *) on each of `count()` threads and wait for all. Python's other threads go on."""
+    if count() > 1:
+        _gomp_parallel()(ctypes.cast(function, ctypes.c_void_p), ctypes.addressof(job), count(), 0)
+    else:
+        function(ctypes.addressof(job))
