@@ -1,4 +1,4 @@
-"""Imported checkpoints against the reference's forward pass (benchmarks/reference_model.py), and checkpoints that do not fit."""
+"""Imported checkpoints against the reference's own forward pass (benchmarks/reference_model.py), and those that do not fit."""
 
 import dataclasses
 import importlib.util
