@@ -217,6 +217,13 @@ def _rows(outcome: Outcome) -> list[dict]:
     ]
 
 
+def comparable(rows: list[dict]) -> list[dict]:
+    """The rows of a data set that answer one question: with a value, and for all the pairs that any row has (a baseline that
+    is defined for some perturbations alone has easier ones)."""
+    most = max((row.get("pairs") or 0 for row in rows), default=0)
+    return [row for row in rows if row["value"] is not None and (row.get("pairs") or most) == most]
+
+
 def _over_sets(outcomes: list[Outcome]) -> tuple[list[dict], list[str]]:
     """Wilcoxon tests of each task and protocol over its data sets, and what they say."""
     groups: dict[tuple, list[Outcome]] = {}
@@ -226,7 +233,7 @@ def _over_sets(outcomes: list[Outcome]) -> tuple[list[dict], list[str]]:
             groups.setdefault(key, []).append(one)
     tests, said = [], []
     for (task, protocol, split, metric), group in groups.items():
-        rows = {one.dataset.name: [row for row in _rows(one) if row["value"] is not None] for one in group}
+        rows = {one.dataset.name: comparable(_rows(one)) for one in group}
         scores = {name: {(row["model"], row["probe"]): row["value"] for row in several} for name, several in rows.items()}
         kinds = {(row["model"], row["probe"]): row["kind"] for several in rows.values() for row in several}
         found = wilcoxon.compare_over_sets(scores, kinds, -1 if metric in LOWER_IS_BETTER else 1)

@@ -15,7 +15,7 @@ from scbench.evaluation.classification.benchmark import benchmark_classification
 from scbench.evaluation.report import Column, Table
 from scbench.evaluation.suite import suite, tasks
 from scbench.evaluation.suite.models import SuiteModels, name_models
-from scbench.evaluation.suite.suite import benchmark_suite
+from scbench.evaluation.suite.suite import benchmark_suite, comparable
 
 SUITE = """
 title = "Two and a half sets"
@@ -288,3 +288,11 @@ def test_rows_equal_those_of_the_single_benchmarks(real, model):
     assert [one["status"] for one in beside.details["data_sets"]] == ["failed", "done", "missing"]
     assert "X_theirs" in beside.rows[0]["reason"]
     assert {row["model"] for row in beside.rows if row["kind"] == "model"} == {"ours", "theirs"}
+
+
+def test_a_baseline_of_some_pairs_alone_is_not_the_best_of_a_set():
+    rows = [{"model": name, "value": value, "pairs": pairs} for name, value, pairs in [
+        ("ours", 0.5, 13), ("additive", 0.6, 5), ("mean", 0.4, 13), ("undefined", None, 13),
+    ]]
+    assert [row["model"] for row in comparable(rows)] == ["ours", "mean"]
+    assert len(comparable([{"model": "ours", "value": 0.5, "pairs": None}, {"model": "mean", "value": 0.4}])) == 2
