@@ -35,8 +35,8 @@ from scbench.kernels.random import Stream
 from scbench.models.import_reference import import_reference
 from scbench.models.model import ExpressionModel
 
-_path = Path(__file__).parents[2] / "models" / "reference_oracle.py"
-_spec = importlib.util.spec_from_file_location("reference_oracle", _path)
+_path = Path(__file__).parents[3] / "benchmarks" / "reference_model.py"
+_spec = importlib.util.spec_from_file_location("reference_model", _path)
 reference = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(reference)
 
