@@ -146,7 +146,7 @@ def finetune(
                             "cells that it leaves open: rename it, or leave those cells without a label.")
         fingerprints = fingerprint_cells(opened, model.vocabulary, np.sort(cells.hashes), progress)
         origin = {"name": opened.name, "layer": opened.layer, "recovered_counts": opened.recovered}
-    held_out = stratified_folds(cells.classes, cells.hashes, VALIDATION_FOLDS, seed, 0) == 0
+    held_out = stratified_folds(cells.classes, cells.keys, VALIDATION_FOLDS, seed, 0) == 0  # as the benchmark's first fold
     network = _copy(model, seed)
     classifier = Classifier(model.config.width, len(cells.class_names)).to(embed.device_of(model))
     rows = np.flatnonzero(~held_out), np.flatnonzero(held_out)
@@ -159,7 +159,7 @@ def finetune(
         "source": origin, "epochs": ran, "best_epoch": best,
         "options": {"epochs": epochs, "batch_cells": batch_cells, "lr": lr, "seed": seed},
         **_judge(network, classifier, cells, *rows, coverage, seed),
-        "split": {"train": len(rows[0]), "validation": len(rows[1]), "sha256": _split_digest(cells.hashes, held_out)},
+        "split": {"train": len(rows[0]), "validation": len(rows[1]), "sha256": _split_digest(cells.keys, held_out)},
         "cells": {**cells.counted, "seen": cells.seen, "classes": cells.class_sizes(),
                   "dropped_classes": cells.dropped_classes},
         "sentences": _sentences(cells),
@@ -326,10 +326,10 @@ def _sentences(cells: ModelCells) -> list[str]:
     return said
 
 
-def _split_digest(hashes: np.ndarray, held_out: np.ndarray) -> str:
-    """SHA-256 of content hash and split (1: validation) of all cells, in the order of the hashes."""
-    order = np.argsort(hashes)
-    digest = hashlib.sha256(hashes[order].astype("<u8").tobytes())
+def _split_digest(keys: np.ndarray, held_out: np.ndarray) -> str:
+    """SHA-256 of the hash of each cell's id and its split (1: validation), in the order of the hashes."""
+    order = np.argsort(keys)
+    digest = hashlib.sha256(keys[order].astype("<u8").tobytes())
     digest.update(held_out[order].astype("u1").tobytes())
     return digest.hexdigest()
 

@@ -16,7 +16,7 @@ from scbench.evaluation.perturbation import scoring
 from scbench.evaluation.perturbation.benchmark import benchmark_perturbation, run_perturbation
 from scbench.evaluation.perturbation.cells import PANEL, name_cells, read_perturbed_cells
 from scbench.evaluation.perturbation.fold import prepare_fold
-from scbench.evaluation.perturbation.pooled import across_contexts, unmatched
+from scbench.evaluation.perturbation.pooled import across_contexts, pooled_score, unmatched
 from scbench.evaluation.perturbation.scoring import METRICS, score_fold
 from scbench.evaluation.perturbation.splits import halves, make_folds
 from scbench.models.model import ExpressionModel
@@ -168,11 +168,14 @@ def test_pooled_controls_are_caught(model, planted, read):
 
 
 @pytest.mark.skipif("SCBENCH_TEST_DATA" not in os.environ, reason="SCBENCH_TEST_DATA does not name a folder of real cells")
-def test_pooled_controls_of_real_cell_lines_would_score_097():
+def test_pooled_controls_of_real_cell_lines_would_score_097_and_matched_ones_nothing():
     with AnnDataSource(Path(os.environ["SCBENCH_TEST_DATA"]) / "norman_mcfaline_500g.h5ad") as source:
         named = name_cells(source, "condition", "control", context=("cell_type",), study=())
         cells, = read_perturbed_cells(source, named, total_counts_column="ncounts").studies
     assert across_contexts(cells) == pytest.approx(0.97, abs=0.02)
+    # matched ones, told apart further by what doesn't matter: nothing to gain
+    half = np.random.default_rng(0).integers(2, size=len(cells.context))
+    assert abs(pooled_score(cells, cells.context, 2 * cells.context + half)) < 0.1
 
 
 def test_strata_and_the_additive_baseline(model, planted):
