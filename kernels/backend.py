@@ -23,8 +23,8 @@ HAS_TRITON = find_spec("triton") is not None
 FORCED = os.environ.get("SCBENCH_KERNELS", "")
 DEBUG = os.environ.get("SCBENCH_KERNELS_DEBUG", "") not in ("", "0")
 
-# On a CPU oneDNN compiles a product in bf16 for its shape (0.2 to 0.4 ms) and keeps the code of 1,024 shapes, torch as many
-# again: 0.6 MB each, and every batch of cells brings a score of new ones. A step has fewer than 64.
+# On a CPU oneDNN compiles a product in bf16 for its shape and keeps the code of 1,024 shapes, torch as many again; every batch
+# of cells brings a score of new ones, and memory grows. A step has fewer than 64.
 for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_name, "64")  # both read it at their first product
 

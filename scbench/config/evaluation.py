@@ -32,7 +32,7 @@ class EmbedConfig(Common):
     batch_cells: int = 64
     """Cells at once."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: three times as fast where the processor has it; rounding makes a twentieth of the difference of another draw."""
+    """bf16 is faster where the processor has it; its rounding is small beside what another draw of a cell's genes changes."""
 
     def __post_init__(self) -> None:
         for name, value in [("--draws", self.draws), ("--batch-cells", self.batch_cells)]:

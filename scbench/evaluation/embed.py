@@ -91,8 +91,8 @@ def embed(
     batch_cells
         Cells at once.
     precision
-        "fp32", or "bf16": weights and states rounded to it, sums in fp32. Three times as fast on a CPU that has instructions
-        for it, and a twentieth of the difference that another draw of a cell's genes makes (measured on pbmc3k).
+        "fp32", or "bf16": weights and states rounded to it, sums in fp32. Faster where the processor has instructions for
+        it; the rounding is small beside what another draw of a cell's genes changes.
     layer
         Where the raw counts are: "X", "raw" or the name of a layer; found by default.
     genes_column
