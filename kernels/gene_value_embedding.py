@@ -21,13 +21,12 @@ Bytes that must move, e the size of an element, W the distinct genes, P = e (D²
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from scbench.kernels import backend
+from scbench.kernels.added_rows import added_rows
 from scbench.kernels.checks import FLOATS, INDICES, VALUES, check, check_order
 from scbench.kernels.gene_value_embedding_triton import launch_backward, launch_forward
 from scbench.kernels.linear import linear
-from scbench.kernels.row_sums import sum_rows
 from scbench.kernels.table_rows import table_rows
 
 
@@ -48,23 +47,6 @@ class _GeneValueEmbedding(torch.autograd.Function):
         *kept, weight1, bias1, weight2 = ctx.saved_tensors
         grads = launch_backward(grad.contiguous(), *kept, ctx.table_shape, weight1, bias1, weight2)
         return None, None, None, *grads, None
-
-
-class _AddedRows(torch.autograd.Function):
-    """table[genes] + states[index] in the table's dtype; states in fp32 or fp64."""
-
-    @staticmethod
-    def forward(ctx, table: Tensor, genes: Tensor, gene_order: Tensor, states: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(genes, gene_order, index)
-        ctx.sums = (len(table), table.dtype), (len(states), states.dtype)
-        return F.embedding(index, states).add_(F.embedding(genes, table)).to(table.dtype)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        genes, gene_order, index = ctx.saved_tensors
-        of_table, of_states = ctx.sums
-        grad_states = sum_rows(grad, index, torch.argsort(index, stable=True), *of_states)
-        return sum_rows(grad, genes, gene_order, *of_table), None, None, grad_states, None
 
 
 def gene_value_embedding(
@@ -119,7 +101,7 @@ def gene_value_embedding(
     hidden = torch.relu(each.to(dtype)[:, None] * weight1.to(dtype)[:, 0] + bias1.to(dtype))
     states = linear(hidden, weight2.to(dtype), bias2.to(dtype))
     if index is not None:
-        return _AddedRows.apply(table, genes, gene_order, states, index)
+        return added_rows(table, genes, gene_order, states, index)
     return (states + table_rows(table, genes, gene_order)).to(table.dtype)
 
 

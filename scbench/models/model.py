@@ -19,6 +19,7 @@ from scbench.models.embedding import GeneValueEmbedding
 from scbench.models.encoders import ENCODERS
 from scbench.models.heads import LibrarySizeOffset, MvcHead, RegressionHead
 from scbench.models.initialization import initialize
+from scbench.models.pooling import mean_states
 
 
 class ExpressionOutput(NamedTuple):
@@ -129,7 +130,7 @@ class ExpressionModel(nn.Module):
     def _encode(self, states: Tensor, batch: CellBatch, cell_index: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(token states [T, D], or nothing of use where the structure pools by itself; cell embeddings, float32 [B, D])."""
         encoded = self.encoder(states, batch, self._keys(batch, cell_index, positions))
-        return encoded, encoded if self.encoder.pools else self._pool(encoded, batch)
+        return encoded, encoded if self.encoder.pools else self._pool(encoded, batch, cell_index)
 
     def _places(self, batch: CellBatch) -> tuple[Tensor, Tensor]:
         """int64 [T] each: the cell of each token, and its place in the cell. No synchronisation: T is known."""
@@ -144,19 +145,13 @@ class ExpressionModel(nn.Module):
             return no_dropout
         return dropout_keys(self.seed, batch.samples, cell_index, positions)
 
-    def _pool(self, states: Tensor, batch: CellBatch) -> Tensor:
+    def _pool(self, states: Tensor, batch: CellBatch, cell_index: Tensor) -> Tensor:
         """Cell embeddings, float32 [B, D]: the state of <cls>, or the mean over genes, <cls> and pads left out (aaai2025:
         the mean over all tokens, as the reference has it)."""
-        dtype = torch.promote_types(states.dtype, torch.float32)
-        starts = batch.cell_offsets[:-1]
-        cls_states = states.index_select(0, starts).to(dtype)
         if self.config.pooling == "cls":
-            return cls_states
-        lengths = batch.cell_offsets.diff()
-        sums = torch.segment_reduce(states.to(dtype), "sum", lengths=lengths.long())
-        if self.config.recipe == "aaai2025":
-            return sums / lengths[:, None]
-        return (sums - cls_states) / (lengths - 1).clamp(min=1)[:, None]
+            dtype = torch.promote_types(states.dtype, torch.float32)
+            return states.index_select(0, batch.cell_offsets[:-1]).to(dtype)
+        return mean_states(states, batch.cell_offsets, cell_index, without_first=self.config.recipe != "aaai2025")
 
     def gene_embeddings(self) -> pd.DataFrame:
         """The gene table, one row a token, indexed by token."""

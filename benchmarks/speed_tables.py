@@ -1,0 +1,155 @@
+"""The tables of docs/performance.md, from several runs of rivals.py and throughput.py.
+
+    python benchmarks/speed_tables.py docs/results/throughput
+
+A number is the median over the runs, and behind it the lowest and the highest; a ratio is taken inside each run first.
+"""
+
+import json
+import sys
+from itertools import chain
+from pathlib import Path
+from statistics import median
+
+from kernel_tables import table
+
+Rows = list[dict]
+
+
+def read_runs(folder: Path, name: str) -> list[Rows]:
+    """The rows of NAME_1.json, NAME_2.json, … that have numbers, run by run."""
+    files = sorted(folder.glob(f"{name}_[0-9].json"))
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return [[row for row in run if row["status"] == "ok"] for run in runs]
+
+
+def spread(values: list[float], form: str) -> str:
+    """Median (lowest to highest)."""
+    return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def of(run: Rows, structure: str, implementation: str) -> dict | None:
+    """The row of an implementation, or None."""
+    return next((row for row in run if (row["structure"], row["implementation"]) == (structure, implementation)), None)
+
+
+def best_plain(runs: list[Rows], structure: str) -> str:
+    """The plain implementation that scbench is least ahead of, by the median over the runs."""
+    ratios: dict[str, list[float]] = {}
+    for row in chain.from_iterable(runs):
+        if row["structure"] == structure and row["implementation"].startswith("plain"):
+            ratios.setdefault(row["implementation"], []).append(row["scbench_ratio"]["median"])
+    return min(ratios, key=lambda name: median(ratios[name]))
+
+
+def ratio(runs: list[Rows], structure: str, implementation: str) -> str:
+    """How many times as fast scbench is; "-" where there is no such implementation."""
+    rows = [of(run, structure, implementation) for run in runs]
+    return "-" if None in rows else spread([row["scbench_ratio"]["median"] for row in rows], ".2f")
+
+
+def memory(runs: list[Rows], structure: str, implementation: str) -> str:
+    """Peak memory in GB."""
+    rows = [of(run, structure, implementation) for run in runs]
+    return "-" if None in rows else f"{median(row['peak_bytes'] for row in rows) / 1e9:.2f}"
+
+
+def structures_of(runs: list[Rows]) -> list[str]:
+    """In the order of the run."""
+    return list(dict.fromkeys(row["structure"] for row in runs[0]))
+
+
+def training_table(runs: list[Rows]) -> list[str]:
+    """One line a structure."""
+    lines = []
+    for structure in structures_of(runs):
+        ours, best = [of(run, structure, "scbench") for run in runs], best_plain(runs, structure)
+        lines.append([
+            structure, spread([row["cells_per_second"] for row in ours], ".1f"), spread([row["mfu"] for row in ours], ".1%"),
+            ratio(runs, structure, "reference"), ratio(runs, structure, best), best.removeprefix("plain_"),
+            *(memory(runs, structure, name) for name in ("scbench", best, "reference")),
+        ])  # fmt: skip
+    return table(["structure", "cells/s", "MFU", "× reference", "× best plain", "which", "peak GB", "best plain's",
+                  "reference's"], lines)
+
+
+def embedding_table(stores: dict[str, list[Rows]]) -> list[str]:
+    """One line a store and structure."""
+    lines = []
+    for store, runs in stores.items():
+        for structure in structures_of(runs):
+            best = best_plain(runs, structure)
+            lines.append([
+                store, structure, spread([of(run, structure, "scbench")["cells_per_second"] for run in runs], ".0f"),
+                ratio(runs, structure, "plain_bucketed"), ratio(runs, structure, best), best.removeprefix("plain_"),
+            ])  # fmt: skip
+    return table(["store", "structure", "cells/s", "× bucketed", "× best plain", "which"], lines)
+
+
+def parts_table(runs: list[Rows]) -> list[str]:
+    """One line a structure and task: where the time of a step goes."""
+    lines = []
+    for structure in structures_of(runs):
+        for task in ("training", "embedding"):
+            rows = [row for run in runs for row in run if (row["structure"], row["task"]) == (structure, task)]
+            if rows:
+                parts = ("data", "forward", "backward", "optimizer")
+                lines.append([
+                    structure, task, spread([row["cells_per_second"] for row in rows], ".1f"),
+                    f"{median(row['tokens_per_second'] for row in rows):,.0f}", f"{median(row['mfu'] for row in rows):.1%}",
+                    *(share(rows, part) for part in parts), spread([row["wait_share"] for row in rows], ".1%"),
+                    f"{median(row['peak_bytes'] for row in rows) / 1e9:.2f}",
+                ])  # fmt: skip
+    return table(["structure", "task", "cells/s", "tokens/s", "MFU", "data", "forward", "backward", "optimizer",
+                  "waited for data", "peak GB"], lines)
+
+
+def share(rows: Rows, part: str) -> str:
+    """Of a part in the sum of all parts."""
+    if f"{part}_seconds" not in rows[0]:
+        return "-"
+    shares = []
+    for row in rows:
+        whole = sum(row[name]["median"] for name in row if name.endswith("_seconds") and name not in
+                    ("step_seconds", "communication_seconds"))
+        shares.append(row[f"{part}_seconds"]["median"] / whole)
+    return f"{median(shares):.1%}"
+
+
+def ranks_table(runs: list[Rows]) -> list[str]:
+    """One line a structure and ZeRO stage, of all ranks together."""
+    lines = []
+    for first in runs[0]:
+        key = first["structure"], first["settings"]["deepspeed"]
+        rows = [row for run in runs for row in run if (row["structure"], row["settings"]["deepspeed"]) == key]
+        lines.append([
+            *key, str(first["settings"]["ranks"]), spread([row["cells_per_second"] for row in rows], ".1f"),
+            *(share(rows, part) for part in ("forward", "backward", "optimizer", "communication")),
+            f"{median(row['peak_bytes'] for row in rows) / 1e9:.2f}",
+        ])  # fmt: skip
+    return table(["structure", "ZeRO", "ranks", "cells/s", "forward", "backward", "optimizer", "communication in them",
+                  "peak GB a rank"], lines)
+
+
+def peaks_line(names: dict[str, list[Rows]]) -> str:
+    """The matrix rate that MFU is of, as each run found it."""
+    peaks = [run[0]["settings"]["peak_flops_per_second"] / 1e9 for runs in names.values() for run in runs]
+    return f"bf16 matrix rate, GFLOP/s: {spread(peaks, ',.0f')} over {len(peaks)} runs"
+
+
+def main(folder: Path) -> None:
+    """Print all."""
+    prefix = "embedding_"
+    stores = sorted({file.stem.removeprefix(prefix)[:-2] for file in folder.glob(f"{prefix}*_[0-9].json")})
+    embedding = {store: read_runs(folder, prefix + store) for store in stores}
+    training, parts, ranks = (read_runs(folder, name) for name in ("training", "parts", "ranks"))
+    print("\n\n".join([
+        peaks_line({"training": training, "parts": parts, **embedding}), "\n".join(training_table(training)),
+        "\n".join(embedding_table(embedding)), "\n".join(parts_table(parts)), "\n".join(ranks_table(ranks)),
+    ]))  # fmt: skip
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    main(Path(sys.argv[1]))
