@@ -131,6 +131,39 @@ def ranks_table(runs: list[Rows]) -> list[str]:
                   "peak GB a rank"], lines)
 
 
+def goals_table(training: list[Rows], embedding: dict[str, list[Rows]], parts: list[Rows]) -> list[str]:
+    """One line a goal: what was aimed at, what the runs gave, and whether their median reaches it."""
+    lines = []
+
+    def line(what: str, goal: float, values: list[float], form: str, largest: bool = False) -> None:
+        reached = median(values) <= goal if largest else median(values) >= goal
+        aim = f"{'≤' if largest else '≥'} {goal:{form}}"
+        lines.append([what, aim, spread(values, form), "met" if reached else "**missed**"])
+
+    def values(structure: str, implementation: str) -> list[float]:
+        return [row["scbench_ratio"]["median"] for run in training if (row := of(run, structure, implementation))]
+
+    for structure in structures_of(training):
+        main_one = structure == "transformer"
+        if values(structure, "reference"):
+            line(f"training, {structure}, × reference", 15 if main_one else 5, values(structure, "reference"), ".1f")
+        best = best_plain(training, structure)
+        line(f"training, {structure}, × best plain", 2 if main_one else 1.5, values(structure, best), ".2f")
+    ours, theirs = ([of(run, "transformer", name) for run in training] for name in ("scbench", "reference"))
+    line("training, transformer, MFU", 0.2, [row["mfu"] for row in ours], ".1%")
+    line("training, transformer, peak memory / the reference's", 1 / 3,
+         [a["peak_bytes"] / b["peak_bytes"] for a, b in zip(ours, theirs, strict=True)], ".2f", largest=True)
+    for store, runs in embedding.items():
+        for structure in structures_of(runs):
+            ratios = [of(run, structure, "plain_bucketed")["scbench_ratio"]["median"] for run in runs]
+            line(f"embedding, {store}, {structure}, × bucketed plain", 1.5, ratios, ".2f")
+    waits = {structure: [of(run, structure, "scbench")["wait_share"] for run in parts] for structure in structures_of(parts)}
+    line("training from a store, transformer, waiting for data", 0.02, waits["transformer"], ".1%", largest=True)
+    longest = max(waits, key=lambda structure: median(waits[structure]))
+    line(f"training from a store, {longest} (the most of all), waiting for data", 0.1, waits[longest], ".1%", largest=True)
+    return table(["goal", "aimed at", "measured", ""], lines)
+
+
 def peaks_line(names: dict[str, list[Rows]]) -> str:
     """The matrix rate that MFU is of, as each run found it."""
     peaks = [run[0]["settings"]["peak_flops_per_second"] / 1e9 for runs in names.values() for run in runs]
@@ -144,8 +177,9 @@ def main(folder: Path) -> None:
     embedding = {store: read_runs(folder, prefix + store) for store in stores}
     training, parts, ranks = (read_runs(folder, name) for name in ("training", "parts", "ranks"))
     print("\n\n".join([
-        peaks_line({"training": training, "parts": parts, **embedding}), "\n".join(training_table(training)),
-        "\n".join(embedding_table(embedding)), "\n".join(parts_table(parts)), "\n".join(ranks_table(ranks)),
+        peaks_line({"training": training, "parts": parts, **embedding}), "\n".join(goals_table(training, embedding, parts)),
+        "\n".join(training_table(training)), "\n".join(embedding_table(embedding)), "\n".join(parts_table(parts)),
+        "\n".join(ranks_table(ranks)),
     ]))  # fmt: skip
 
 
