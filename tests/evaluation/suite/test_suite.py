@@ -12,6 +12,7 @@ from scbench.cli import main
 from scbench.errors import UserError
 from scbench.evaluation import external, report
 from scbench.evaluation.classification.benchmark import benchmark_classification
+from scbench.evaluation.comparisons import Comparison, sentences_of
 from scbench.evaluation.report import Column, Table
 from scbench.evaluation.suite import suite, tasks
 from scbench.evaluation.suite.models import SuiteModels, name_models
@@ -72,8 +73,11 @@ def fake_table(dataset: str, shift: float = 0.0) -> Table:
             row("majority class", "baseline", "none", 0.4), row("ours − PCA", "difference", "linear", 0.1)]
     flags = {"sentences": ["Confounded."], "origin": None}
     columns = [Column("model", ("model",))]
-    said = ["A sentence.", COMPARED]
-    return Table(f"Table of {dataset}", rows, columns, said, {"label_flags": flags}, {}, "accuracy")
+    compared = Comparison("ours", "linear", "PCA", "linear", "accuracy", 0.1, 0.05, 0.15)
+    comparisons = [compared.record(COMPARED), compared._replace(metric="macro_f1").record("Of another metric.")]
+    details = {"label_flags": flags, "comparisons": comparisons}
+    said = ["A sentence.", *sentences_of(comparisons)]
+    return Table(f"Table of {dataset}", rows, columns, said, details, {}, "accuracy")
 
 
 @pytest.fixture
@@ -126,7 +130,8 @@ def test_one_table_over_all_and_one_of_each(folder, asked):
     assert "3 data sets: 2 done, 1 missing, 0 failed." in table.sentences
     assert "first: Confounded." in table.sentences
     assert [line for line in table.sentences if COMPARED in line] == [f"first: {COMPARED}", f"second: {COMPARED}"]
-    assert not any("A sentence." in line for line in table.sentences)
+    assert not any(line.endswith(("A sentence.", "Of another metric.")) for line in table.sentences)
+    assert [(one["dataset"], one["difference"]) for one in table.details["comparisons"]] == [("first", 0.1), ("second", 0.1)]
     assert "| third | classification |" in (written / "results.md").read_text()
 
 
