@@ -15,6 +15,7 @@ from scbench.evaluation.classification.benchmark import benchmark_classification
 from scbench.evaluation.comparisons import Comparison, sentences_of
 from scbench.evaluation.report import Column, Table
 from scbench.evaluation.suite import suite, tasks
+from scbench.evaluation.suite.merge import merge
 from scbench.evaluation.suite.models import SuiteModels, name_models
 from scbench.evaluation.suite.suite import benchmark_suite, comparable
 
@@ -293,6 +294,25 @@ def test_rows_equal_those_of_the_single_benchmarks(real, model):
     assert [one["status"] for one in beside.details["data_sets"]] == ["failed", "done", "missing"]
     assert "X_theirs" in beside.rows[0]["reason"]
     assert {row["model"] for row in beside.rows if row["kind"] == "model"} == {"ours", "theirs"}
+
+
+def test_the_comparisons_of_tables_of_one_model_are_those_of_the_merged_one():
+    def table(baseline: str, difference: float) -> Table:
+        compared = Comparison("trained model", "linear", baseline, "linear", "accuracy", difference, None, None)
+        row = {"model": "trained model", "kind": "model", "probe": "linear", "accuracy": 0.5}
+        record = compared.record(f"The trained model is {difference:+.1f} apart.")
+        return Table("", [row], [], ["Said of all.", record["sentence"]], {"comparisons": [record]}, {}, "accuracy")
+
+    merged = merge({"ours": [table("PCA", 0.1), table("untrained model", 0.2)], "theirs": [table("untrained model", 0.3)]})
+    found = [(one["model"], one["baseline"], one["difference"], one["sentence"]) for one in merged.details["comparisons"]]
+    assert found == [
+        ("ours", "PCA", 0.1, "ours, pretraining seed 1: The trained model is +0.1 apart."),
+        ("ours", "ours, untrained model", 0.2, "ours, pretraining seed 2: The trained model is +0.2 apart."),
+        ("theirs", "theirs, untrained model", 0.3, "theirs: The trained model is +0.3 apart."),
+    ]
+    assert merged.sentences == [*(said for *_, said in found), "Said of all."]
+    alone = merge({"ours": [table("PCA", 0.1)]})
+    assert alone.details["comparisons"][0]["sentence"] == alone.sentences[1] == "The trained model is +0.1 apart."
 
 
 def test_a_baseline_of_some_pairs_alone_is_not_the_best_of_a_set():
