@@ -40,8 +40,7 @@ def row(name: str, scores: list[float], overlap: str) -> dict:
     ours = name != GENE_MEAN
     return {
         "model": name, "kind": "model" if name == PROMPT else "baseline",
-        "probe": _probe(name), "mse": value, "mse_low": low, "mse_high": high,
-        "mse_sd": float(np.std(scores)),
+        "probe": _probe(name), "mse": value, "mse_low": low, "mse_high": high, "mse_sd": float(np.std(scores)),
         "overlap": overlap if ours or overlap == TRANSDUCTIVE else UNSEEN, "pretraining_seeds": 1 if ours else None,
     }
 
@@ -50,7 +49,7 @@ def _probe(name: str) -> str:
     return "linear prompt" if name == PROMPT else "none"
 
 
-def compared(errors: dict[str, list[float]]) -> list[Comparison]:
+def _compared(errors: dict[str, list[float]]) -> list[Comparison]:
     """The prompt minus every other method, trial by trial, the best of these first."""
     others = sorted((name for name in errors if name != PROMPT), key=lambda name: float(np.mean(errors[name])))
     return [
@@ -60,17 +59,17 @@ def compared(errors: dict[str, list[float]]) -> list[Comparison]:
 
 
 def differences(errors: dict[str, list[float]]) -> list[dict]:
-    """The same as the fields of a row."""
+    """The prompt minus each other method, in the fields of a row."""
     return [
         {"model": one.model, "probe": one.probe, "baseline": one.baseline, "baseline_probe": one.baseline_probe,
          "mse": one.difference, "mse_low": one.low, "mse_high": one.high}
-        for one in compared(errors)
+        for one in _compared(errors)
     ]
 
 
 def comparisons(errors: dict[str, list[float]]) -> list[dict]:
     """The prompt against the best of the others."""
-    best, *others = compared(errors)
+    best, *others = _compared(errors)
     parts = [best.words(f"the best baseline, {best.baseline}", "+.4f"), *(one.words(one.baseline, "+.4f") for one in others)]
     return [best.record(f"In the MSE the prompt {'; '.join(parts)}.")]
 
