@@ -1,16 +1,19 @@
 """The models of a table by name, each with its pretraining seeds, and which cells of a file they have seen."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from scbench.data.gene_identity import GeneMap, map_genes
+from scbench.data.cells import CellTokens
+from scbench.data.gene_identity import GeneMap
 from scbench.data.sources.anndata import AnnDataSource
+from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
-from scbench.evaluation import embed, leakage
+from scbench.evaluation import embed
 from scbench.evaluation.external import ExternalEmbedding
-from scbench.evaluation.labelled_cells import NOT_CHECKABLE, TRANSDUCTIVE, UNSEEN
+from scbench.evaluation.guard import NOT_CHECKABLE, TRANSDUCTIVE, UNSEEN, Guarded, guard, match
 from scbench.evaluation.predictions_files import ExternalPredictions
 from scbench.evaluation.progress import progress_bar
 from scbench.kernels import random
@@ -18,6 +21,7 @@ from scbench.models.model import ExpressionModel
 
 MODEL, UNTRAINED = "trained model", "untrained model"
 Model = ExpressionModel | ExternalEmbedding | ExternalPredictions
+Models = Mapping[str, Sequence[Model]]  # by name, each with its pretraining seeds
 _UNTRAINED = 2  # what a key of Stream.EVALUATION decides, beside those of scores.py
 
 
@@ -45,24 +49,31 @@ class Entrant(NamedTuple):
         return self.members[0].model if isinstance(self.members[0].model, ExpressionModel) else None
 
 
-class Guarded(NamedTuple):
+class Checked(NamedTuple):
     """What the leakage guard and the vocabularies say of a file, for all models."""
 
-    seen: np.ndarray  # bool [cells of the file], some model was trained or validated on it
+    guards: dict[str, Guarded]  # by the member's name
     overlap: dict[str, str]  # by the entrant's name
     gene_maps: dict[str, GeneMap]  # by the fingerprint of the vocabulary
-    details: dict[str, dict]  # by the member's name, JSON-able
+    details: dict[str, list[dict]]  # by the entrant's name, one a member, JSON-able
+
+    @property
+    def seen(self) -> np.ndarray:
+        """bool [cells of the file]: to be left out, for some model was trained or validated on them."""
+        return np.any([guarded.cells for guarded in self.guards.values()], axis=0)
 
 
-def entrants_of(models: Mapping[str, Sequence[Model]] | Model, reserved: Collection[str]) -> list[Entrant]:
+def entrants_of(models: Models | Model, reserved: Collection[str]) -> list[Entrant]:
     """The models by name; one that is given alone is called "trained model", or by its own name if it is not ours.
-    UserError if one bears a name of `reserved`, those of the other rows."""
+    UserError if there is none, or if one bears the name of another row; `reserved`: regular expressions of these."""
     if not isinstance(models, Mapping):
         models = {MODEL if isinstance(models, ExpressionModel) else models.name: [models]}
+    if not models:
+        raise UserError("no model is given: give at least one.")
     found = []
     for name, seeds in models.items():
-        if name in reserved:
-            raise UserError(f"a model is called {name!r}, as a row of the table already is: give it another name.")
+        if any(re.fullmatch(pattern, name) for pattern in reserved):
+            raise UserError(f"a model cannot be called {name!r}, as another row of the table is: give it another name.")
         names = [name] if len(seeds) == 1 else [f"{name}, pretraining seed {number}" for number in range(1, len(seeds) + 1)]
         found.append(Entrant(name, tuple(map(Member, names, seeds))))
     return found
@@ -87,39 +98,50 @@ def untrained_twin(model: ExpressionModel, seed: int) -> ExpressionModel:
     return twin.to(embed.device_of(model))
 
 
-def guard(
-    entrants: list[Entrant], source: AnnDataSource, max_overlap: float, allow_overlap: bool, progress: bool
-) -> Guarded:
-    """Which cells a model has seen, and whether the file's genes are the models'; UserError if it has seen too many, or if
-    they are not."""
-    seen, maps, matching, details = np.zeros(source.n_cells, dtype=bool), {}, {}, {}
-    checked: dict[str, bool] = {}
+def embed_all(
+    entrants: list[Entrant], tokens_on: Callable[[Vocabulary], tuple[CellTokens, np.ndarray]], seed: int, progress: bool
+) -> dict[str, np.ndarray]:
+    """Embeddings of cells, float32 [cells, D], by each of our networks under the member's name, and by an untrained twin
+    beside each model of ours. `tokens_on`: the cells on a vocabulary, and their content hashes there."""
+    networks = networks_of(entrants)
+    networks |= {
+        untrained_name(entrant.name): untrained_twin(entrant.network, seed) for entrant in entrants
+        if entrant.network is not None
+    }
+    tokens, found = {}, {}
+    for name, network in networks.items():
+        vocabulary = network.vocabulary.fingerprint
+        if vocabulary not in tokens:
+            tokens[vocabulary] = tokens_on(network.vocabulary)
+        cells, hashes = tokens[vocabulary]
+        with progress_bar(f"embedding, {name}", len(hashes), progress) as advance:
+            found[name] = embed.encode(network, cells, hashes, seed=seed, advance=advance)
+    return found
+
+
+def check(
+    entrants: list[Entrant], source: AnnDataSource, labelled: np.ndarray | None = None, *, max_overlap: float,
+    allow_overlap: bool, progress: bool,
+) -> Checked:
+    """What all models know of an open source; parameters and errors as of `guard` and `match`."""
+    guards, overlap, maps, matchings, details = {}, {}, {}, {}, {}
+    options = {"max_overlap": max_overlap, "allow_overlap": allow_overlap, "progress": progress}
     for entrant in entrants:
-        checked[entrant.name] = entrant.network is not None
+        details[entrant.name] = []
         for name, model in entrant.members:
-            if not isinstance(model, ExpressionModel):
-                details[name] = {"provenance": model.provenance}
-                continue
-            vocabulary = model.vocabulary.fingerprint
-            if vocabulary not in maps:
-                maps[vocabulary] = map_genes(source.identity, model.vocabulary, source.name)
-                with progress_bar("checking the counts", source.n_cells, progress) as advance:
-                    matching[vocabulary] = embed.match_counts(source, maps[vocabulary], advance)
-            found = leakage.find_seen_cells(model, source, progress=progress)
-            if not allow_overlap and found.seen.mean() > max_overlap:
-                raise UserError(
-                    f"{source.name}: {called(entrant, entrants)} was trained or validated on {found.seen.sum():,} of its "
-                    f"{source.n_cells:,} cells, and {max_overlap:.1%} are allowed: give other cells, --max-overlap 1 to leave "
-                    "these out, or --allow-overlap to keep them."
-                )
-            seen |= found.seen
-            checked[entrant.name] &= bool(found.checked)
-            details[name] = {
-                "fingerprint": embed.fingerprint(model), "provenance": model.provenance,
-                "gene_matching": matching[vocabulary], "seen": found.counts(),
-            }
-    overlap = {name: TRANSDUCTIVE if allow_overlap else UNSEEN if known else NOT_CHECKABLE for name, known in checked.items()}
-    return Guarded(seen, overlap, maps, details)
+            guards[name], known = Guarded(np.zeros(source.n_cells, dtype=bool), NOT_CHECKABLE, {}), {}
+            if isinstance(model, ExpressionModel):
+                vocabulary = model.vocabulary.fingerprint
+                if vocabulary not in maps:
+                    maps[vocabulary], matchings[vocabulary] = match(model, source, progress)
+                guards[name] = guard(model, source, labelled, called(entrant, entrants), **options)
+                known = {"fingerprint": embed.fingerprint(model), "gene_matching": matchings[vocabulary]}
+            details[entrant.name].append(
+                {"provenance": model.provenance, "overlap": guards[name].overlap, "seen": guards[name].seen} | known
+            )
+        said = {guards[member.name].overlap for member in entrant.members}
+        overlap[entrant.name] = next((one for one in (NOT_CHECKABLE, TRANSDUCTIVE) if one in said), UNSEEN)
+    return Checked(guards, overlap, maps, details)
 
 
 def called(entrant: Entrant, entrants: list[Entrant]) -> str:

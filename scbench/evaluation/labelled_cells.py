@@ -16,12 +16,11 @@ from scbench.data.sources.anndata import AnnDataSource
 from scbench.data.store import Store
 from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
-from scbench.evaluation import embed, labels, leakage
+from scbench.evaluation import embed, labels
+from scbench.evaluation.guard import UNSEEN, Guarded, guard, match
 from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.split_files import unique_ids, unit_hashes
 from scbench.models.model import ExpressionModel
-
-UNSEEN, TRANSDUCTIVE, NOT_CHECKABLE = "unseen", "transductive", "not checkable"
 
 
 class ReadCells(NamedTuple):
@@ -93,29 +92,6 @@ class LabelledCells:
         return said
 
 
-class Guarded(NamedTuple):
-    """What the leakage guard says of a model and a file."""
-
-    cells: np.ndarray  # bool [cells of the file]: the model was trained or validated on them
-    overlap: str  # UNSEEN, TRANSDUCTIVE or NOT_CHECKABLE
-    seen: dict[str, int]  # labelled cells that it was trained or validated on, by the guard's stage
-
-    def sentences(self, model: str = "the model") -> list[str]:
-        """The same in plain words; `model` names it."""
-        said = []
-        if sum(self.seen.values()):
-            said.append(f"Known from training of {model}: {_by_stage(self.seen)}.")
-        unasked = [stage for stage in (leakage.CORE, leakage.GENE_SET) if stage not in self.seen]
-        if self.seen and unasked:
-            said.append(f"The leakage guard's stages {', '.join(unasked)} cannot be asked about this file and {model}: copies "
-                        "that only they know would not be found.")
-        if self.overlap == TRANSDUCTIVE:
-            said.append(f"Transductive: cells that {model} may have been trained on were kept.")
-        elif self.overlap == NOT_CHECKABLE:
-            said.append(f"Nothing says which cells {model} was trained on: whether these are new to it cannot be checked.")
-        return said
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelCells(LabelledCells):
     """The same for one model, on its vocabulary."""
@@ -128,6 +104,11 @@ class ModelCells(LabelledCells):
 
     def sentences(self) -> list[str]:
         return [*super().sentences(), *Guarded(np.zeros(0, dtype=bool), self.overlap, self.seen).sentences()]
+
+
+def is_labelled(source: AnnDataSource, label: str) -> np.ndarray:
+    """Which cells of an open source have a label, bool [cells]."""
+    return _present(labels.read_labels(source.obs, label, source.name))
 
 
 def read_labelled(
@@ -164,19 +145,6 @@ def read_labelled(
     return read.take(once)
 
 
-def guard(
-    model: ExpressionModel, source: AnnDataSource, label: str, *, max_overlap: float, allow_overlap: bool, progress: bool
-) -> Guarded:
-    """Which cells of an open source the model has seen; UserError if that is too large a share of the labelled ones."""
-    found = leakage.find_seen_cells(model, source, progress=progress)
-    labelled = _present(labels.read_labels(source.obs, label, source.name))
-    seen = found.counts(labelled)
-    if not allow_overlap and sum(seen.values()) > max_overlap * labelled.sum():
-        raise UserError(_too_many(source.name, seen, int(labelled.sum()), max_overlap))
-    overlap = TRANSDUCTIVE if allow_overlap else UNSEEN if found.checked else NOT_CHECKABLE
-    return Guarded(np.zeros_like(found.seen) if allow_overlap else found.seen, overlap, seen)
-
-
 def choose_cells(read: ReadCells, label: str, seen: np.ndarray | None = None) -> tuple[ReadCells, LabelledCells]:
     """The cells that take part: those in classes of some size, without those that were seen (bool [cells of the file]).
 
@@ -202,10 +170,10 @@ def read_unseen(
     model: ExpressionModel, source: AnnDataSource, label: str, *, max_overlap: float, allow_overlap: bool, progress: bool
 ) -> tuple[ReadCells, Guarded, dict]:
     """The labelled cells of an open source, what the guard says of them and one model, and which genes the model knows."""
-    matching = match(model, source, progress)  # errors first
+    _, matching = match(model, source, progress)  # errors first
     read = read_labelled(source, label, progress=progress)
     return read, guard(
-        model, source, label, max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress
+        model, source, is_labelled(source, label), max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress
     ), matching
 
 
@@ -221,13 +189,6 @@ def read_cells(
     return ModelCells(
         **vars(cells), tokens=tokens, hashes=hashes, overlap=guarded.overlap, seen=guarded.seen, matching=matching
     )
-
-
-def match(model: ExpressionModel, source: AnnDataSource, progress: bool) -> dict:
-    """Which genes and counts of an open source the model knows, JSON-able; UserError if it knows too few."""
-    gene_map = map_genes(source.identity, model.vocabulary, source.name)
-    with progress_bar("checking the counts", source.n_cells, progress) as advance:
-        return embed.match_counts(source, gene_map, advance)
 
 
 def read_stored_cells(store: Store, split: str, label: str, most: int) -> ModelCells:
@@ -300,20 +261,6 @@ def _join(parts: list[CellTokens]) -> CellTokens:
     genes, counts, totals = (np.concatenate([part[field] for part in parts]) for field in (0, 1, 3))
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
     return CellTokens(genes, counts, np.concatenate([[0], np.cumsum(lengths)]), totals)
-
-
-def _by_stage(seen: dict[str, int]) -> str:
-    return ", ".join(f"{cells:,} by {stage}" for stage, cells in seen.items() if cells)
-
-
-def _too_many(source: str, seen: dict[str, int], labelled: int, most: float) -> str:
-    """How many cells the model has seen, and what to do."""
-    total = sum(seen.values())
-    return (
-        f"{source}: the model was trained or validated on {total:,} of the {labelled:,} labelled cells ({_by_stage(seen)}), "
-        f"{total / labelled:.1%}, and {most:.1%} are allowed: give other cells, --max-overlap 1 to leave these out, or "
-        "--allow-overlap to keep them."
-    )
 
 
 def _too_few(source: str, label: str, counted: dict[str, int], classes: int, grouped: bool) -> str:

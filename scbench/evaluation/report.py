@@ -32,6 +32,17 @@ class Column(NamedTuple):
         return "–" if any(value is None for value in values) else self.pattern.format(*values)
 
 
+class IntervalColumn(Column):
+    """One field with its 95 % interval, where it has one; `pattern` formats each number."""
+
+    def text(self, row: dict) -> str:
+        (name,) = self.fields
+        low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+        if row[name] is None or low is None:
+            return super().text(row)
+        return f"{super().text(row)} ({self.pattern.format(low)} to {self.pattern.format(high)})"
+
+
 class Table(NamedTuple):
     """Rows of results and what is needed to read them."""
 

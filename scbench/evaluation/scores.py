@@ -10,6 +10,7 @@ from scbench.kernels import random
 from scbench.kernels.random import Stream
 
 RESAMPLES = 1000
+LOWER_IS_BETTER = frozenset(("mse", "mse_top", "energy", "poisson_deviance"))  # of the metrics of all tables
 _FOLDS, _BOOTSTRAP = 0, 1  # what a key of Stream.EVALUATION decides
 _CHUNK = 4_000_000  # weights in memory at once
 
@@ -115,11 +116,11 @@ def interval_fields(name: str, samples: np.ndarray) -> dict[str, float]:
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
-def verdict(low: float, high: float, *, larger_is_better: bool = True) -> str:
+def verdict(metric: str, low: float, high: float) -> str:
     """What the 95 % interval of a difference, ours minus another's, says in words: "beats", "loses to" or neither. A bound
     that is 0 but for rounding (1e-9) is 0."""
     ahead, behind = low > 1e-9, high < -1e-9
-    if not larger_is_better:
+    if metric in LOWER_IS_BETTER:
         ahead, behind = behind, ahead
     return "beats" if ahead else "loses to" if behind else "is not clearly apart from"
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from scbench.evaluation.report import Column, Table
+from scbench.evaluation.report import Column, IntervalColumn, Table
 
 ROWS = [
     {"model": "a|b", "value": 0.51234, "low": 0.4, "high": 0.6, "other": None},
@@ -38,3 +38,10 @@ def test_nothing_is_left_of_a_table_that_cannot_be_written(tmp_path):
     with pytest.raises(ValueError):
         TABLE._replace(rows=[{**ROWS[0], "value": float("nan")}]).write(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interval_stands_behind_its_value_where_there_is_one():
+    column = IntervalColumn("error", ("mse",), "{:.2f}")
+    assert column.text({"mse": -0.1, "mse_low": -0.25, "mse_high": 0.125}) == "-0.10 (-0.25 to 0.12)"
+    assert column.text({"mse": 0.1, "mse_low": None, "mse_high": None}) == column.text({"mse": 0.1}) == "0.10"
+    assert column.text({"mse": None, "mse_low": None, "mse_high": None}) == "–"

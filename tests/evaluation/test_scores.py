@@ -114,7 +114,7 @@ def test_a_paired_bootstrap_over_groups_equals_its_few_lines():
 
 
 def test_what_an_interval_says_in_words():
-    assert verdict(0.1, 0.2) == "beats" and verdict(-0.2, -0.1) == "loses to"
-    assert verdict(-0.2, -0.1, larger_is_better=False) == "beats" and verdict(0.1, 0.2, larger_is_better=False) == "loses to"
+    assert verdict("accuracy", 0.1, 0.2) == "beats" and verdict("accuracy", -0.2, -0.1) == "loses to"
+    assert verdict("mse", -0.2, -0.1) == "beats" and verdict("mse", 0.1, 0.2) == "loses to"
     for low, high in [(-0.1, 0.1), (0.0, 0.1), (-0.1, 0.0), (1e-18, 0.1), (-0.1, -1e-18)]:  # rounding is no difference
-        assert verdict(low, high) == verdict(low, high, larger_is_better=False) == "is not clearly apart from"
+        assert verdict("accuracy", low, high) == verdict("mse", low, high) == "is not clearly apart from"

@@ -43,7 +43,8 @@ from scbench.evaluation.classification.probing import (
     SMALL,
     Method,
 )
-from scbench.evaluation.classification.report import BASELINE_KIND, MODEL_KIND
+from scbench.evaluation.classification.report import BASELINE_KIND, MODEL_KIND, compare
+from scbench.evaluation.comparisons import Comparison, sentences_of
 from scbench.evaluation.entrants import MODEL, UNTRAINED, untrained_twin
 from scbench.evaluation.labelled_cells import ModelCells, read_cells
 from scbench.evaluation.progress import progress_bar
@@ -241,16 +242,28 @@ def benchmark_aaai2025(
         }
         for (name, probe), scores in trials.accuracy.items()
     ]
+    compared = _comparisons(trials)
     details |= {
         **origin(model, cells, seed),
+        "comparisons": compared,
         "trials": [
             {"model": name, "probe": probe, "accuracy": scores, "accuracy_last": trials.last.get((name, probe))}
             for (name, probe), scores in trials.accuracy.items()
         ],
     }
     title = f"Classification of {label} in {details['source']['name']}, protocol {PROTOCOL}"
-    said = [*_sentences(trials), *cells.sentences(), *spoken_values, *flagged.sentences]
+    said = [*_sentences(trials), *sentences_of(compared), *cells.sentences(), *spoken_values, *flagged.sentences]
     return Table(title, rows, COLUMNS, said, details, metric="accuracy")
+
+
+def _comparisons(trials: Trials) -> list[dict]:
+    """The model against the baseline of the highest accuracy. Trials share cells: there is no interval."""
+    means = {method: float(np.mean(scores)) for method, scores in trials.accuracy.items()}
+    best = max((method for method in means if method[0] != MODEL), key=means.get)
+    return [
+        compare(Comparison(*method, *best, "accuracy", mean - means[best], None, None))
+        for method, mean in means.items() if method[0] == MODEL
+    ]
 
 
 def _sentences(trials: Trials) -> list[str]:

@@ -18,7 +18,7 @@ from scbench.data.sources.anndata import AnnDataSource
 from scbench.errors import UserError
 from scbench.evaluation import baselines, embed, probes
 from scbench.evaluation.classification import report, scvi_baseline
-from scbench.evaluation.classification.cells import Models, each_of, embed_all, named, take_part
+from scbench.evaluation.classification.cells import embeddings_of, take_part
 from scbench.evaluation.classification.label_flags import flags
 from scbench.evaluation.classification.probing import (
     DEPTH,
@@ -33,10 +33,11 @@ from scbench.evaluation.classification.probing import (
 )
 from scbench.evaluation.classification.report import BASELINE_KIND, COLUMNS, MODEL_KIND
 from scbench.evaluation.classification.selection import GRID
-from scbench.evaluation.entrants import Model
+from scbench.evaluation.entrants import UNTRAINED, Checked, Entrant, Model, Models, called, entrants_of, networks_of
 from scbench.evaluation.external import open_model
 from scbench.evaluation.folds import TASK
-from scbench.evaluation.labelled_cells import NOT_CHECKABLE, TRANSDUCTIVE, UNSEEN, Guarded, LabelledCells, ModelCells
+from scbench.evaluation.guard import UNSEEN
+from scbench.evaluation.labelled_cells import LabelledCells, ModelCells
 from scbench.evaluation.progress import progress_bar
 from scbench.evaluation.reference_cells import described, labelled_source, open_reference_pt, values_sentences
 from scbench.evaluation.report import Table, screen, versions
@@ -102,28 +103,29 @@ def benchmark_classification(
     UserError
         If the label, the group or the split can't be used, too few cells remain, or a model has seen too many.
     """
-    models = named(models)
+    entrants = entrants_of(models, (UNTRAINED, DEPTH, GENES, MAJORITY, SCVI, f"{PCA}( [0-9]+)?"))
+    names = [entrant.name for entrant in entrants]
     if scvi:
         scvi_baseline.check_installed()
-    ours = [model for model in each_of(models) if isinstance(model, ExpressionModel)]
+    ours = list(networks_of(entrants).values())
     options = {"layer": layer, "genes_column": genes_column, "values": values}
     with labelled_source(ours[0] if ours else None, source, label, **options) as (opened, label):
         if opened.kind == "pt":
             for model in ours[1:]:
                 open_reference_pt(source, model)  # refuses other token ids
-        taken = take_part(models, opened, label, group, split, folds, seeds, seed,
-                      {"max_overlap": max_overlap, "allow_overlap": allow_overlap, "progress": progress})
-        embeddings = embed_all(models, taken, opened, seed, progress)
+        taken = take_part(entrants, opened, label, group, split, folds, seeds, seed,
+                          {"max_overlap": max_overlap, "allow_overlap": allow_overlap, "progress": progress})
+        embeddings = embeddings_of(entrants, taken, opened, seed, progress)
         given = {"task": TASK, "dataset": opened.name, "label": label, "values": described(opened)["values"],
                  "protocol": f"{taken.split.folds}-fold by {'cell' if group is None else group}"}
         flagged = flags(opened.obs, label)
         details = {"source": described(opened), **flagged.details()}
         spoken_values = values_sentences(opened)
-    cells, split = taken.cells, taken.split
+    cells, split, checked = taken.cells, taken.split, taken.checked
     beside = (DEPTH, PCA, GENES, MAJORITY, *((SCVI,) if scvi else ()))
     found = predict(cells, embeddings, taken.parts, seed, progress, beside=beside)
     predictions = {**{(name, NO_PROBE): each for name, each in taken.predictions.items()}, **found.predictions}
-    predictions = dict(sorted(predictions.items(), key=lambda item: _place(item[0][0], models)))
+    predictions = dict(sorted(predictions.items(), key=lambda item: _place(item[0][0], names)))
     flat = {method: each.reshape(-1, len(cells.classes)) for method, each in predictions.items()}
     scores = score(cells.classes, flat, seed, cells.groups)
     r2 = depth_r2(cells, found.depths)
@@ -133,26 +135,26 @@ def benchmark_classification(
     accuracies = {method: (each == cells.classes).mean(axis=(1, 2)).tolist() for method, each in predictions.items()}
     rows = [
         report.row(
-            method, MODEL_KIND if method[0] in models else BASELINE_KIND, _overlap(taken.guards.get(method[0], [])),
+            method, MODEL_KIND if method[0] in names else BASELINE_KIND, checked.overlap.get(method[0], UNSEEN),
             scores[method], accuracies[method], r2.get(method[0]), given, counted,
         )
         for method in predictions
     ]
-    differences = report.differences_of(scores, list(models))
+    compared = report.comparisons_of(scores, names)
     confusion = report.confusions(cells.classes, predictions, cells.class_names)
     details |= {
         "protocol": _protocol(split, group), "split_sha256": split.digest,
-        "models": {name: [taken.about(model, name, number) for number, model in enumerate(several)]
-                   for name, several in models.items()},
+        "models": checked.details,
         "cells": {**cells.counted, "classes": cells.class_sizes(), "dropped_classes": cells.dropped_classes},
-        "cells_sha256": digest(cells), "differences": differences, "strengths": strengths_of(found),
+        "cells_sha256": digest(cells), "differences": report.differences_of(scores, names), "comparisons": compared,
+        "strengths": strengths_of(found),
         "pretraining": [{"model": method[0], "probe": method[1], "accuracy": each}
                         for method, each in accuracies.items() if len(each) > 1],
         "confusion": confusion, "seed": seed, "versions": versions(),
     }
     said = [
-        *report.sentences(differences, r2, list(models)), *report.seeds_sentences(rows),
-        *report.groups_sentences(group, groups), *cells.sentences(), *_guard_sentences(taken.guards), *spoken_values,
+        *report.sentences(compared, r2, names), *report.seeds_sentences(rows),
+        *report.groups_sentences(group, groups), *cells.sentences(), *_guard_sentences(entrants, checked), *spoken_values,
         *flagged.sentences,
         *([] if scvi else ["scVI was not run: give --scvi, with scvi-tools installed."]),
     ]
@@ -161,22 +163,15 @@ def benchmark_classification(
     return Table(title, rows, COLUMNS, said, details, beside_it, "accuracy")
 
 
-def _place(name: str, models: Models) -> int:
+def _place(name: str, models: list[str]) -> int:
     """Models first, in their order."""
-    return list(models).index(name) if name in models else len(models)
+    return models.index(name) if name in models else len(models)
 
 
-def _overlap(guards: list[Guarded]) -> str:
-    """What is said of a row; a baseline has no guard, for it is fitted on training cells."""
-    said = {guarded.overlap for guarded in guards}
-    return next((overlap for overlap in (NOT_CHECKABLE, TRANSDUCTIVE) if overlap in said), UNSEEN)
-
-
-def _guard_sentences(guards: dict[str, list[Guarded]]) -> list[str]:
+def _guard_sentences(entrants: list[Entrant], checked: Checked) -> list[str]:
     """What the leakage guard says of each model, each sentence once."""
-    alone = len(guards) == 1
-    said = [sentence for name, several in guards.items() for guarded in several
-            for sentence in guarded.sentences("the model" if alone else name)]
+    said = [sentence for entrant in entrants for member in entrant.members
+            for sentence in checked.guards[member.name].sentences(called(entrant, entrants))]
     return list(dict.fromkeys(said))
 
 

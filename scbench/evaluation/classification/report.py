@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from scbench.evaluation.classification.probing import KNN, LINEAR, Method, pca_name
+from scbench.evaluation.comparisons import Comparison, sentences_of
 from scbench.evaluation.entrants import MODEL, untrained_name
-from scbench.evaluation.report import Column
-from scbench.evaluation.scores import Scores, confusion, interval_fields, verdict
+from scbench.evaluation.report import Column, IntervalColumn
+from scbench.evaluation.scores import Scores, confusion, interval, interval_fields
 
 MODEL_KIND, BASELINE_KIND = "model", "baseline"
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -18,7 +19,7 @@ FEW_GROUPS = 10  # under which intervals over groups are called rough
 COLUMNS = [
     Column("model", ("model",)),
     Column("probe", ("probe",)),
-    *(Column(title, (name, f"{name}_low", f"{name}_high"), "{:.3f} ({:.3f}–{:.3f})")
+    *(IntervalColumn(title, (name,), "{:.3f}")
       for title, name in zip(("accuracy", "balanced accuracy", "macro-F1"), METRICS, strict=True)),
     Column("depth R²", ("depth_r2",), "{:.2f}"),
     Column("overlap", ("overlap",)),
@@ -50,22 +51,41 @@ def row(method: Method, kind: str, overlap: str, scores: Scores, accuracies: lis
 
 
 def differences_of(scores: Mapping[Method, Scores], models: list[str]) -> list[dict]:
-    """How far each row of `models` is ahead (negative: behind) of each baseline, paired over cells or groups; the baseline of
-    the highest accuracy is marked `best`."""
-    baselines = [method for method in scores if method[0] not in models]
-    best = max(baselines, key=lambda method: scores[method].accuracy[0])
+    """How far each row of `models` is ahead (negative: behind) of each baseline, paired over cells or groups."""
     return [
         {
-            "model": ours[0], "probe": ours[1], "baseline": other[0], "baseline_probe": other[1], "best": other == best,
+            "model": ours[0], "probe": ours[1], "baseline": other[0], "baseline_probe": other[1],
             **_metrics(Scores(*(mine - theirs for mine, theirs in zip(scores[ours], scores[other], strict=True)))),
         }
-        for ours in scores if ours[0] in models for other in baselines
+        for ours in scores if ours[0] in models for other in scores if other[0] not in models
     ]
 
 
-def sentences(differences: list[dict], depth_r2: Mapping[str, float], models: list[str]) -> list[str]:
+def comparisons_of(scores: Mapping[Method, Scores], models: list[str]) -> list[dict]:
+    """Each row of `models` against the baseline of the highest accuracy, paired over cells or groups."""
+    best = max((method for method in scores if method[0] not in models), key=lambda method: scores[method].accuracy[0])
+    return [
+        compare(Comparison(*ours, *best, "accuracy", *interval(scores[ours].accuracy - scores[best].accuracy)))
+        for ours in scores if ours[0] in models
+    ]
+
+
+def compare(comparison: Comparison) -> dict:
+    """The record of a comparison with the best baseline, in words too."""
+    def with_probe(probe: str, otherwise: str) -> str:
+        return f" with {'k-NN' if probe == KNN else 'a linear probe'}" if probe in (KNN, LINEAR) else otherwise
+
+    model, probe, baseline, baseline_probe = comparison[:4]
+    best = f"the best baseline, {baseline}{with_probe(baseline_probe, '')}"
+    subject = f"The {MODEL}" if model == MODEL else model
+    return comparison.record(
+        f"{subject}{with_probe(probe, ' by its own predictions')} {comparison.words(best, '+.3f', ' accuracy')}."
+    )
+
+
+def sentences(comparisons: list[dict], depth_r2: Mapping[str, float], models: list[str]) -> list[str]:
     """What the table says, in plain words."""
-    said = [_compare(difference) for difference in differences if difference["best"]]
+    said = sentences_of(comparisons)
     beside = f"PCA {depth_r2[pca_name(50)]:.2f}"
     for model in models:
         if model in depth_r2:
@@ -126,21 +146,6 @@ def confusion_csv(confusion: dict) -> str:
 def _metrics(scores: Scores) -> dict[str, float]:
     """Each metric with its interval."""
     return {name: value for metric in METRICS for name, value in interval_fields(metric, getattr(scores, metric)).items()}
-
-
-def _compare(difference: dict) -> str:
-    value, low, high = (difference[field] for field in ("accuracy", "accuracy_low", "accuracy_high"))
-    other = difference["baseline"]
-    if difference["baseline_probe"] in (KNN, LINEAR):
-        other += f" with {_probe(difference['baseline_probe'])}"
-    means = f"with {_probe(difference['probe'])}" if difference["probe"] in (KNN, LINEAR) else "by its own predictions"
-    said = (f"{_spoken(difference['model'])} {means} {verdict(low, high)} the best baseline, {other} "
-            f"({value:+.3f} accuracy, 95 % interval {low:+.3f} to {high:+.3f}).")
-    return said[0].upper() + said[1:] if difference["model"] == MODEL else said
-
-
-def _probe(probe: str) -> str:
-    return "k-NN" if probe == KNN else "a linear probe"
 
 
 def _spoken(model: str) -> str:

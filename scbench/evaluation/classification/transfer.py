@@ -27,7 +27,8 @@ from scbench.evaluation.classification.selection import GRID
 from scbench.evaluation.entrants import MODEL, UNTRAINED, untrained_twin
 from scbench.evaluation.fingerprint_cells import fingerprint_cells
 from scbench.evaluation.folds import TASK, Parts, check_parts
-from scbench.evaluation.labelled_cells import UNSEEN, ModelCells, read_cells, read_unseen
+from scbench.evaluation.guard import UNSEEN
+from scbench.evaluation.labelled_cells import ModelCells, read_cells, read_unseen
 from scbench.evaluation.reference_cells import described, values_sentences
 from scbench.evaluation.report import Table
 from scbench.evaluation.scores import RESAMPLES, score, stratified_folds
@@ -127,15 +128,16 @@ def benchmark_transfer(
         )
         for method in predictions
     ]
-    ahead = report.differences_of(scores, [MODEL])
+    compared = report.comparisons_of(scores, [MODEL])
     details = {
         "protocol": _protocol(names), "source": sources, "shared_genes": genes.number, **origin(model, scored, seed),
         "train_cells": {**learnt.counted, "classes": learnt.class_sizes(), "dropped_classes": learnt.dropped_classes},
-        "differences": ahead,
+        "differences": report.differences_of(scores, [MODEL]),
+        "comparisons": compared,
         "strengths": strengths_of(found),
         "confusion": (confusion := report.confusions(scored.classes, predictions, scored.class_names)),
     }
-    said = [*report.sentences(ahead, r2, [MODEL]), *_said(learnt, scored, names, genes), *spoken_values]
+    said = [*report.sentences(compared, r2, [MODEL]), *_said(learnt, scored, names, genes), *spoken_values]
     title = f"Transfer of {label} from {names[0]} to {names[1]}"
     return Table(title, rows, COLUMNS, said, details, {"confusion.csv": report.confusion_csv(confusion)}, "accuracy")
 

@@ -6,7 +6,7 @@ most among them (predictors.py). Cells are tested fold by fold; the mean Poisson
 that of the depth-scaled gene mean.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from scbench.evaluation import baselines, embed
 from scbench.evaluation.counts import predictors, report
 from scbench.evaluation.counts.report import GENE_MEAN, KNN, LOG_LINEAR, NO_PROBE, SMOOTHED, Method
 from scbench.evaluation.counts.thinning import Halves, read_halves
-from scbench.evaluation.entrants import UNTRAINED, Entrant, entrants_of, guard, networks_of, untrained_name, untrained_twin
+from scbench.evaluation.entrants import UNTRAINED, Entrant, Model, Models, check, embed_all, entrants_of
 from scbench.evaluation.external import ExternalEmbedding, open_model
 from scbench.evaluation.folds import Parts, fold_parts, group_folds
 from scbench.evaluation.labels import FEWEST_GROUPS, read_labels
@@ -50,7 +50,7 @@ class Cells(NamedTuple):
 
 
 def benchmark_counts(
-    models: ExpressionModel | ExternalEmbedding | Mapping[str, Sequence[ExpressionModel | ExternalEmbedding]],
+    models: Models | Model,
     source: AnnDataSource | anndata.AnnData | Path | str,
     *,
     group: str | None = None,
@@ -96,18 +96,15 @@ def benchmark_counts(
     """
     if values == "as_is":
         raise UserError("values that are no counts (as_is) cannot be split: give counts, or say that they are lognorm.")
-    entrants = entrants_of(models, (UNTRAINED, GENE_MEAN, SMOOTHED))
-    for name in (entrant.name for entrant in entrants):
-        if name.startswith("PCA ("):
-            raise UserError(f"a model cannot be called {name!r}, as a baseline is: give it another name.")
+    entrants = entrants_of(models, (UNTRAINED, GENE_MEAN, SMOOTHED, r"PCA \([0-9]+\)"))
     with embed.opened(source, layer=layer, genes_column=genes_column, values=values) as opened:
-        guarded = guard(entrants, opened, max_overlap, allow_overlap, progress)
+        checked = check(entrants, opened, max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress)
         halves = read_halves(opened, seed, progress=progress)
         every = _choose(halves, None if group is None else read_labels(opened.obs, group, opened.name, "--group"))
         place, recovered = described(opened), values_sentences(opened)
     split = _draw(every, group, folds, seeds, seed) if split is None else split
     split.check(TASK, group or "", "cell" if group is None else "group")
-    cells = every if allow_overlap else _without(every, guarded.seen)
+    cells = _without(every, checked.seen)
     fold = split.folds_of(cells.halves.ids if group is None else cells.groups, halves.source)
     embedded = _embed(entrants, cells.halves, seed, progress)
     widths = sorted({baselines.COMPONENTS, *(values.shape[1] for values in embedded.values())})
@@ -118,21 +115,23 @@ def benchmark_counts(
         "folds": split.folds, "cells": len(cells.halves.ids), "genes": genes,
         "groups": None if group is None else len(set(cells.groups)),
     }
+    compared = report.comparisons(board)
     details = {
         "protocol": report.protocol(split, group),
         "source": place,
-        "models": guarded.details,
+        "models": checked.details,
         "cells": cells.counted,
         "half_sha256": halves.digest,
         "split_sha256": split.digest,
         "chosen": chosen,
         "differences": report.differences(board),
+        "comparisons": compared,
         "pretraining_seeds": report.members(board),
         "seed": seed,
         "versions": versions(),
     }
-    said = [*report.sentences(board, cells.counted, common, guarded.overlap), *recovered]
-    rows = report.rows(board, common, guarded.overlap)
+    said = [*report.sentences(compared, cells.counted, common, checked.overlap), *recovered]
+    rows = report.rows(board, common, checked.overlap)
     title = f"Half of the counts from the other half in {place['name']}"
     return Table(title, rows, report.COLUMNS, said, details, {"split.json": split.write}, "deviance_explained")
 
@@ -181,19 +180,7 @@ def _embed(entrants: list[Entrant], halves: Halves, seed: int, progress: bool) -
         member.name: _external(member.model, halves) for entrant in entrants for member in entrant.members
         if not isinstance(member.model, ExpressionModel)
     }
-    networks = networks_of(entrants)
-    networks |= {
-        untrained_name(entrant.name): untrained_twin(entrant.network, seed) for entrant in entrants
-        if entrant.network is not None
-    }
-    tokens = {}
-    for name, network in networks.items():
-        vocabulary = network.vocabulary.fingerprint
-        if vocabulary not in tokens:
-            tokens[vocabulary] = halves.tokens_on(network.vocabulary)
-        with progress_bar(f"embedding, {name}", len(halves.ids), progress) as advance:
-            found[name] = embed.encode(network, *tokens[vocabulary], seed=seed, advance=advance)
-    return found
+    return found | embed_all(entrants, halves.tokens_on, seed, progress)
 
 
 def _external(model: ExternalEmbedding | ExternalPredictions, halves: Halves) -> np.ndarray:

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from scbench.evaluation import baselines, embed
+from scbench.evaluation.comparisons import Comparison, sentences_of
 from scbench.evaluation.counts import predictors
 from scbench.evaluation.entrants import MODEL, Entrant, untrained_name
-from scbench.evaluation.labelled_cells import NOT_CHECKABLE, TRANSDUCTIVE, UNSEEN
-from scbench.evaluation.report import Column
-from scbench.evaluation.scores import RESAMPLES, interval, interval_fields, resamples, verdict
+from scbench.evaluation.guard import NOT_CHECKABLE, TRANSDUCTIVE, UNSEEN
+from scbench.evaluation.report import Column, IntervalColumn
+from scbench.evaluation.scores import RESAMPLES, interval, interval_fields, resamples
 from scbench.evaluation.split_files import Split
 
 KNN, LOG_LINEAR, NO_PROBE = "k-NN", "log-linear", "none"
@@ -23,10 +24,8 @@ Method = tuple[str, str]  # who predicts, and the probe
 COLUMNS = [
     Column("model", ("model",)),
     Column("probe", ("probe",)),
-    Column("Poisson deviance", ("poisson_deviance", "poisson_deviance_low", "poisson_deviance_high"),
-           "{:.4f} ({:.4f}–{:.4f})"),
-    Column("deviance explained", ("deviance_explained", "deviance_explained_low", "deviance_explained_high"),
-           "{:.4f} ({:.4f}–{:.4f})"),
+    IntervalColumn("Poisson deviance", ("poisson_deviance",), "{:.4f}"),
+    IntervalColumn("deviance explained", ("deviance_explained",), "{:.4f}"),
     Column("overlap", ("overlap",)),
 ]
 
@@ -111,6 +110,28 @@ def differences(board: Board) -> list[dict]:
     ]
 
 
+def comparisons(board: Board) -> list[dict]:
+    """Each model, by its better probe, against the baseline of the least deviance, paired over cells or groups."""
+    best, found = board.best(board.baselines), []
+    for name in board.models:
+        mine = board.best([(name, LOG_LINEAR), (name, KNN)])
+        compared = _compared(board, mine, best)
+        parts = [compared.words(f"the best baseline, {best[0]}{WITH[best[1]]}", "+.1f", " points", 100)]
+        if name in board.untrained:
+            twin = _compared(board, mine, (board.untrained[name], mine[1]))
+            parts.append(twin.words("an untrained model", "+.1f", " points", 100))
+        subject = "The trained model" if name == MODEL else name
+        found.append(compared.record(
+            f"{subject}{WITH[mine[1]]} explains {board.explained(mine)[0]:.1%} of the gene mean's deviance; it "
+            f"{'; it '.join(parts)}."
+        ))
+    return found
+
+
+def _compared(board: Board, mine: Method, other: Method) -> Comparison:
+    return Comparison(*mine, *other, "deviance_explained", *interval(board.explained(mine) - board.explained(other)))
+
+
 def members(board: Board) -> list[dict]:
     """The deviance of each pretraining seed."""
     return [
@@ -119,18 +140,9 @@ def members(board: Board) -> list[dict]:
     ]
 
 
-def sentences(board: Board, counted: dict[str, int], common: dict, overlap: dict[str, str]) -> list[str]:
+def sentences(compared: list[dict], counted: dict[str, int], common: dict, overlap: dict[str, str]) -> list[str]:
     """What the table says, in plain words."""
-    best = board.best(board.baselines)
-    said = []
-    for name in board.models:
-        mine = board.best([(name, LOG_LINEAR), (name, KNN)])
-        parts = [_compare(board, mine, best, f"the best baseline, {best[0]}{WITH[best[1]]}")]
-        if name in board.untrained:
-            parts.append(_compare(board, mine, (board.untrained[name], mine[1]), "an untrained model"))
-        subject = "The trained model" if name == MODEL else name
-        said.append(f"{subject}{WITH[mine[1]]} explains {board.explained(mine)[0]:.1%} of the gene mean's deviance; it "
-                    f"{'; it '.join(parts)}.")
+    said = sentences_of(compared)
     removed = [f"{number:,} {word}" for field, word in [
         ("empty", "without counts"), ("ungrouped", "without a group"), ("duplicates", "exact duplicates"),
         ("overlapping", "that a model was trained or validated on"),
@@ -150,11 +162,6 @@ def sentences(board: Board, counted: dict[str, int], common: dict, overlap: dict
         elif known == NOT_CHECKABLE:
             said.append(f"Which cells {_called(name)} was trained on is not known: whether these are new cannot be checked.")
     return said
-
-
-def _compare(board: Board, mine: Method, other: Method, words: str) -> str:
-    value, low, high = (100 * number for number in interval(board.explained(mine) - board.explained(other)))
-    return f"{verdict(low, high)} {words} ({value:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f})"
 
 
 def _called(name: str) -> str:

@@ -28,8 +28,8 @@ from scbench.evaluation.finetuning import calibration
 from scbench.evaluation.fingerprint_cells import fingerprint_cells
 from scbench.evaluation.labelled_cells import LabelledCells, ModelCells, read_cells
 from scbench.evaluation.progress import progress_bar
-from scbench.evaluation.report import Column, Table, screen
-from scbench.evaluation.scores import interval, score, stratified_folds
+from scbench.evaluation.report import Column, IntervalColumn, Table, screen
+from scbench.evaluation.scores import interval_fields, score, stratified_folds
 from scbench.files import published_directory, refuse_existing
 from scbench.kernels import random
 from scbench.kernels.random import Stream
@@ -49,8 +49,8 @@ _FINETUNING = 11  # what a key of Stream.EVALUATION decides, beside those of sco
 
 COLUMNS = [
     Column("model", ("model",)),
-    Column("accuracy", ("accuracy", "accuracy_low", "accuracy_high"), "{:.3f} ({:.3f}–{:.3f})"),
-    Column("macro-F1", ("macro_f1", "macro_f1_low", "macro_f1_high"), "{:.3f} ({:.3f}–{:.3f})"),
+    IntervalColumn("accuracy", ("accuracy",), "{:.3f}"),
+    IntervalColumn("macro-F1", ("macro_f1",), "{:.3f}"),
 ]
 
 
@@ -300,7 +300,7 @@ def _judge(
     for name, values in scores.items():
         row = {"model": name, "cells": len(held_out)}
         for field, samples in values._asdict().items():
-            row[field], row[f"{field}_low"], row[f"{field}_high"] = interval(samples)
+            row |= interval_fields(field, samples)
         rows.append(row)
     return {
         "temperature": temperature, "threshold": threshold, "largest_distance": largest, "coverage": coverage,

@@ -21,12 +21,12 @@ from scbench.data.values import effective_bins, quantile_bins
 from scbench.data.vocabulary import Vocabulary
 from scbench.errors import UserError
 from scbench.evaluation import embed
-from scbench.evaluation.labelled_cells import NOT_CHECKABLE, TRANSDUCTIVE, UNSEEN
+from scbench.evaluation.guard import NOT_CHECKABLE, TRANSDUCTIVE, UNSEEN
 from scbench.evaluation.masked.baselines import CELL_OFFSET, TrainingGenes
 from scbench.evaluation.masked.errors import GENES, Errors, bootstrap, error_sums, metrics
 from scbench.evaluation.masked.genes import DRAWS, UNIFORM, EvaluationLaw, genes_of, stored_cells
 from scbench.evaluation.progress import progress_bar
-from scbench.evaluation.report import Column, Table, screen
+from scbench.evaluation.report import Column, IntervalColumn, Table, screen
 from scbench.evaluation.scores import RESAMPLES, interval_fields, verdict
 from scbench.files import refuse_existing
 from scbench.models.model import ExpressionModel
@@ -37,13 +37,13 @@ BATCH_CELLS = 64
 
 COLUMNS = [
     Column("predicted by", ("method",)),
-    Column("MSE", ("mse", "mse_low", "mse_high"), "{:.4f} ({:.4f}–{:.4f})"),
+    IntervalColumn("MSE", ("mse",), "{:.4f}"),
     Column("count 1", ("mse_count_1",), "{:.3f}"),
     Column("2–10", ("mse_count_2_10",), "{:.3f}"),
     Column("over 10", ("mse_count_over_10",), "{:.3f}"),
     Column("by value", ("value_weighted",), "{:.4f}"),
     Column("relative", ("relative",), "{:.4f}"),
-    Column("MSE, weighted draw", ("weighted_mse", "weighted_mse_low", "weighted_mse_high"), "{:.4f} ({:.4f}–{:.4f})"),
+    IntervalColumn("MSE, weighted draw", ("weighted_mse",), "{:.4f}"),
     Column("overlap", ("overlap",)),
 ]
 
@@ -307,7 +307,7 @@ def _compare(difference: dict, baseline_error: float) -> str:
     value, low, high = (difference[field] for field in ("mse", "mse_low", "mse_high"))
     share = f"{100 * abs(value) / baseline_error:.1f} % {'less' if value < 0 else 'more'}"
     numbers = f"mean squared error {value:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}: {share}"
-    return f"{verdict(low, high, larger_is_better=False)} {difference['baseline']} ({numbers})"
+    return f"{verdict('mse', low, high)} {difference['baseline']} ({numbers})"
 
 
 def _protocol() -> str:

@@ -6,7 +6,6 @@ against one half of the context's own controls, and the other halves give the ce
 mixed: each study is split and fitted alone.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +18,8 @@ from scbench.config.perturbation import check_predictor
 from scbench.data.sources.anndata import AnnDataSource
 from scbench.errors import UserError
 from scbench.evaluation import embed, external
-from scbench.evaluation.entrants import Entrant, Model, entrants_of, guard
-from scbench.evaluation.labelled_cells import TRANSDUCTIVE, UNSEEN
+from scbench.evaluation.entrants import Entrant, Model, Models, check, entrants_of
+from scbench.evaluation.guard import TRANSDUCTIVE, UNSEEN
 from scbench.evaluation.perturbation import pooled, report
 from scbench.evaluation.perturbation.cells import PerturbedCells, Reading, name_cells, read_perturbed_cells
 from scbench.evaluation.perturbation.changes import group_means
@@ -59,7 +58,7 @@ class Asked(NamedTuple):
 
 
 def benchmark_perturbation(
-    models: Mapping[str, Sequence[Model]] | Model,
+    models: Models | Model,
     source: AnnDataSource | anndata.AnnData | Path | str,
     perturbation_column: str,
     control: str,
@@ -137,10 +136,9 @@ def benchmark_perturbation(
         if predictor == RIDGE:
             vectors = read_vectors(entrants, named.all_targets(), opened.name)
         refused = {target for names in vectors.refusals.values() for target in names}
-        guarded = guard(entrants, opened, max_overlap, allow_overlap, progress)
+        checked = check(entrants, opened, max_overlap=max_overlap, allow_overlap=allow_overlap, progress=progress)
         reading = read_perturbed_cells(
-            opened, named, total_counts_column=total_counts_column, refused=refused,
-            seen=None if allow_overlap else guarded.seen,
+            opened, named, total_counts_column=total_counts_column, refused=refused, seen=checked.seen,
         )
         studies, unsplit = _splittable(reading, split, folds, opened.name)
         if split_file is None:
@@ -148,7 +146,7 @@ def benchmark_perturbation(
         embedded = {}
         if predictor != RIDGE:
             controls = np.sort(np.concatenate([cells.rows[cells.controls] for cells in studies]))
-            embedded = embed_controls(entrants, opened, guarded.gene_maps, controls, seed, progress)
+            embedded = embed_controls(entrants, opened, checked.gene_maps, controls, seed, progress)
         used = {perturbation_column, *context, *(study or ()), total_counts_column or ""}
         caught = [one for cells in studies if (one := pooled.unmatched(cells, opened.obs, used))]
         place, said_of_values = described(opened), values_sentences(opened)
@@ -171,13 +169,14 @@ def benchmark_perturbation(
         "totals": reading.totals, "seeds": split_file.repetitions, "folds": split_file.folds,
         "cells": sum(int((cells.pair >= 0).sum()) for cells in studies),
     }
-    rows = report.rows(board, entrants, rivals, predictor, common, guarded.overlap, TRANSDUCTIVE if allow_overlap else UNSEEN)
+    rows = report.rows(board, entrants, rivals, predictor, common, checked.overlap, TRANSDUCTIVE if allow_overlap else UNSEEN)
     pooled_scores = [score for cells in studies if (score := pooled.across_contexts(cells)) is not None]
+    compared = report.comparisons(board, entrants, rivals, predictor)
     said = [
-        *report.sentences(board, entrants, rivals),
+        *report.sentences(board, entrants, rivals, compared),
         *report.reading_sentences(reading, studies, unsplit, pooled_scores, caught),
         *(report.target_sentences(studies, vectors) if predictor == RIDGE else []),
-        *report.overlap_sentences(guarded.overlap),
+        *report.overlap_sentences(checked.overlap),
         *said_of_values,
     ]
     targets = {target for cells in studies for one in cells.perturbations for target in one}
@@ -185,7 +184,8 @@ def benchmark_perturbation(
         "protocol": report.protocol(predictor, split, split_file),
         "source": place,
         "models": {
-            entrant.name: [guarded.details[name] | report.values_of(board, name) for name, _ in entrant.members]
+            entrant.name: [about | report.values_of(board, name) for about, (name, _) in
+                           zip(checked.details[entrant.name], entrant.members, strict=True)]
             for entrant in entrants
         },
         "split_sha256": split_file.digest,
@@ -196,7 +196,7 @@ def benchmark_perturbation(
         "pooled_controls": pooled_scores, "unmatched_controls": [one._asdict() for one in caught],
         "chosen": chosen,
         "differences": report.differences(board, entrants, rivals),
-        "comparisons": report.comparisons(board, entrants, rivals),
+        "comparisons": compared,
         "seed": seed,
         "versions": versions(),
     }

@@ -8,9 +8,10 @@ import numpy as np
 from scipy import stats
 
 from scbench.evaluation.classification.aaai2025 import TRAINING_TENTHS
-from scbench.evaluation.labelled_cells import TRANSDUCTIVE, UNSEEN
+from scbench.evaluation.comparisons import Comparison, sentences_of
+from scbench.evaluation.guard import TRANSDUCTIVE, UNSEEN
 from scbench.evaluation.report import Column
-from scbench.evaluation.scores import Interval, verdict
+from scbench.evaluation.scores import Interval
 
 PROMPT, BASE, NOTHING, GENE_MEAN = "prompt", "base prompt only", "no prompt", "gene mean"
 TEST_TO_TRAIN = (10 - TRAINING_TENTHS) / TRAINING_TENTHS
@@ -18,7 +19,7 @@ TEST_TO_TRAIN = (10 - TRAINING_TENTHS) / TRAINING_TENTHS
 COLUMNS = [
     Column("prediction", ("model",)),
     Column("MSE ± SD", ("mse", "mse_sd"), "{:.4f} ± {:.4f}"),
-    Column("95 % interval", ("mse_low", "mse_high"), "{:.4f}–{:.4f}"),
+    Column("95 % interval", ("mse_low", "mse_high"), "{:.4f} to {:.4f}"),
     Column("perturbations", ("split",)),
     Column("overlap", ("overlap",)),
 ]
@@ -39,37 +40,46 @@ def row(name: str, scores: list[float], overlap: str) -> dict:
     ours = name != GENE_MEAN
     return {
         "model": name, "kind": "model" if name == PROMPT else "baseline",
-        "probe": "linear prompt" if name == PROMPT else "none", "mse": value, "mse_low": low, "mse_high": high,
-        "mse_sd": float(np.std(scores)),
+        "probe": _probe(name), "mse": value, "mse_low": low, "mse_high": high, "mse_sd": float(np.std(scores)),
         "overlap": overlap if ours or overlap == TRANSDUCTIVE else UNSEEN, "pretraining_seeds": 1 if ours else None,
     }
 
 
-def comparisons(errors: dict[str, list[float]]) -> list[dict]:
+def _probe(name: str) -> str:
+    return "linear prompt" if name == PROMPT else "none"
+
+
+def _compared(errors: dict[str, list[float]]) -> list[Comparison]:
     """The prompt minus every other method, trial by trial, the best of these first."""
     others = sorted((name for name in errors if name != PROMPT), key=lambda name: float(np.mean(errors[name])))
-    found = []
-    for name in others:
-        value, low, high = corrected(np.subtract(errors[PROMPT], errors[name]))
-        said = None if low is None else verdict(low, high, larger_is_better=False)
-        found.append({"model": PROMPT, "metric": "mse", "baseline": name, "value": value, "low": low, "high": high,
-                      "verdict": said})
-    return found
+    return [
+        Comparison(PROMPT, _probe(PROMPT), name, _probe(name), "mse", *corrected(np.subtract(errors[PROMPT], errors[name])))
+        for name in others
+    ]
+
+
+def differences(errors: dict[str, list[float]]) -> list[dict]:
+    """The prompt minus each other method, in the fields of a row."""
+    return [
+        {"model": one.model, "probe": one.probe, "baseline": one.baseline, "baseline_probe": one.baseline_probe,
+         "mse": one.difference, "mse_low": one.low, "mse_high": one.high}
+        for one in _compared(errors)
+    ]
+
+
+def comparisons(errors: dict[str, list[float]]) -> list[dict]:
+    """The prompt against the best of the others."""
+    best, *others = _compared(errors)
+    parts = [best.words(f"the best baseline, {best.baseline}", "+.4f"), *(one.words(one.baseline, "+.4f") for one in others)]
+    return [best.record(f"In the MSE the prompt {'; '.join(parts)}.")]
 
 
 def sentences(errors: dict[str, list[float]], left_out: dict[str, int], unseen: bool, bins: bool) -> list[str]:
     """What the table says, in plain words. `bins`: the model's values are bins of a cell, not log1p of counts."""
-    ahead = []
-    for number, one in enumerate(comparisons(errors)):
-        label = f"the best baseline, {one['baseline']}" if number == 0 else one["baseline"]
-        ahead.append(
-            f"is {one['value']:+.4f} apart from {label}, without an interval" if one["verdict"] is None else
-            f"{one['verdict']} {label} ({one['value']:+.4f}, 95 % interval {one['low']:+.4f} to {one['high']:+.4f})"
-        )
     names = ", ".join(f"{name} ({size})" for name, size in left_out.items())
     seen = "" if unseen else " Every perturbed gene of the test cells is one of training too."
     return [
-        f"In the MSE the prompt {'; '.join(ahead)}.",
+        *sentences_of(comparisons(errors)),
         "Optimistic: what is asked about are genes that the held-out cell expresses, drawn by its own values: which genes "
         f"those are is given away, and no zero is ever scored.{seen}",
         "The SD is over trials, which share cells; intervals and comparisons take the variance of Nadeau and Bengio.",

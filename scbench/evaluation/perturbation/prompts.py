@@ -36,7 +36,8 @@ from scbench.data.sources.reference_pt import CONTROL, CONTROL_NAME, PERTURBED, 
 from scbench.errors import UserError
 from scbench.evaluation import embed
 from scbench.evaluation.classification.aaai2025 import LEARNING_RATE, PROTOCOL, TRIALS, split_cells
-from scbench.evaluation.labelled_cells import NOT_CHECKABLE, read_unseen
+from scbench.evaluation.guard import NOT_CHECKABLE
+from scbench.evaluation.labelled_cells import read_unseen
 from scbench.evaluation.perturbation import prompt_report as report
 from scbench.evaluation.perturbation.features import target_tokens
 from scbench.evaluation.perturbation.names import is_control, targets_of
@@ -217,6 +218,7 @@ def benchmark_prompts(
         "preprocess": model.config.preprocess,
         "left_out": cells.left_out,
         "trials": [{"model": name, "mse": scores} for name, scores in errors.items()],
+        "differences": report.differences(errors),
         "comparisons": report.comparisons(errors),
         "test_cells": tested,
         "seed": seed,

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from scbench.evaluation.comparisons import Comparison, sentences_of
 from scbench.evaluation.entrants import MODEL, Entrant
-from scbench.evaluation.labelled_cells import NOT_CHECKABLE, TRANSDUCTIVE
+from scbench.evaluation.guard import NOT_CHECKABLE, TRANSDUCTIVE
 from scbench.evaluation.perturbation.cells import NAMED, PANEL, SMALLEST, PerturbedCells, Reading
 from scbench.evaluation.perturbation.entrants import PREDICTIONS, Vectors
 from scbench.evaluation.perturbation.fold import (
@@ -17,13 +18,12 @@ from scbench.evaluation.perturbation.fold import (
 from scbench.evaluation.perturbation.pooled import Pooled
 from scbench.evaluation.perturbation.scoring import CEILING, METRICS, Board, Key
 from scbench.evaluation.perturbation.splits import ALL, CELLS, COMBINATION, CONTEXT
-from scbench.evaluation.report import Column
-from scbench.evaluation.scores import interval, verdict
+from scbench.evaluation.report import Column, IntervalColumn
+from scbench.evaluation.scores import LOWER_IS_BETTER, interval
 from scbench.evaluation.split_files import Split
 
 MAIN = "pearson_control"  # the metric of pictures
 ROUGH = 10  # units under which an interval is called rough
-LOWER_IS_BETTER = {"mse", "mse_top", "energy"}
 BASELINES = (NO_CHANGE, TRAIN_MEAN, OWN_MEAN, MATCHING_MEAN, ADDITIVE)
 TITLES = {
     "mse": "MSE", "pearson_control": "Pearson, against control", "pearson_mean": "Pearson, against mean of perturbed",
@@ -38,22 +38,11 @@ SPOKEN = {
 }
 
 
-class Shown(Column):
-    """A metric with its interval, or alone where there are too few units for one."""
-
-    def text(self, row: dict) -> str:
-        name = self.fields[0]
-        if row[name] is None:
-            return "–"
-        low, high = row[f"{name}_low"], row[f"{name}_high"]
-        return f"{row[name]:.3f}" if low is None else f"{row[name]:.3f} ({low:.3f} to {high:.3f})"
-
-
 COLUMNS = [
     Column("model", ("model",)),
     Column("probe", ("probe",)),
     Column("held out", ("stratum",)),
-    *(Shown(TITLES[name], (name,), "{:.3f}") for name in METRICS),
+    *(IntervalColumn(TITLES[name], (name,), "{:.3f}") for name in METRICS),
     Column("pairs", ("pairs",)),
     Column("overlap", ("overlap",)),
 ]
@@ -133,9 +122,8 @@ def differences(board: Board, entrants: list[Entrant], rivals: Rivals) -> list[d
     return found
 
 
-def comparisons(board: Board, entrants: list[Entrant], rivals: Rivals) -> list[dict]:
-    """Each model against the best baseline of each metric, of those that predict all its pairs: the paired difference, its
-    interval, and which is ahead."""
+def comparisons(board: Board, entrants: list[Entrant], rivals: Rivals, predictor: str) -> list[dict]:
+    """Each model against the best baseline of each metric, of those that predict all its pairs."""
     found = []
     for entrant in entrants:
         candidates = _candidates(board, entrant, rivals)
@@ -145,7 +133,9 @@ def comparisons(board: Board, entrants: list[Entrant], rivals: Rivals) -> list[d
             values = {name: value for name, value in values.items() if not np.isnan(value)}
             if values:
                 best = min(values, key=lambda name, values=values, sign=sign: sign * values[name])
-                found.append(_compared(board, entrant, best, metric))
+                compared = _compared(board, entrant, best, metric, predictor)
+                others = [_compared(board, entrant, name, metric, predictor) for name in rivals[entrant.name] if name != best]
+                found.append(compared.record(_say(compared, others) if metric in SPOKEN else None))
     return found
 
 
@@ -154,26 +144,24 @@ def _candidates(board: Board, entrant: Entrant, rivals: Rivals) -> list[str]:
     return [name for name in (*BASELINES, *rivals[entrant.name]) if board.pairs(name, ALL) == board.pairs(entrant.name, ALL)]
 
 
-def _compared(board: Board, entrant: Entrant, other: str, metric: str) -> dict:
+def _compared(board: Board, entrant: Entrant, other: str, metric: str, predictor: str) -> Comparison:
     """A model against another method in one metric."""
     difference = fields(board, (entrant.name, other), ALL)
-    value, low, high = (difference[name] for name in (metric, f"{metric}_low", f"{metric}_high"))
-    said = None if low is None else verdict(low, high, larger_is_better=metric not in LOWER_IS_BETTER)
-    return {"model": entrant.name, "metric": metric, "baseline": other, "value": value, "low": low, "high": high,
-            "verdict": said}
+    probe, other_probe = PREDICTIONS if entrant.predicts else predictor, "none" if other in BASELINES else predictor
+    numbers = (difference[name] for name in (metric, f"{metric}_low", f"{metric}_high"))
+    return Comparison(entrant.name, probe, other, other_probe, metric, *numbers)
 
 
-def sentences(board: Board, entrants: list[Entrant], rivals: Rivals) -> list[str]:
-    """How the models stand to the best baseline and to what their features have to beat."""
-    said = []
-    for one in comparisons(board, entrants, rivals):
-        if one["metric"] in SPOKEN:
-            entrant = next(entrant for entrant in entrants if entrant.name == one["model"])
-            others = [name for name in rivals[entrant.name] if name != one["baseline"]]
-            parts = [_spoken(one, f"the best baseline, {one['baseline']}")]
-            parts += [_spoken(_compared(board, entrant, name, one["metric"]), name) for name in others]
-            called = f"the {MODEL}" if entrant.name == MODEL else entrant.name
-            said.append(f"In {SPOKEN[one['metric']]} {called} {'; '.join(parts)}.")
+def _say(best: Comparison, others: list[Comparison]) -> str:
+    """How a model stands to the best baseline, and to what its features have to beat."""
+    parts = [best.words(f"the best baseline, {best.baseline}", "+.3g"), *(one.words(one.baseline, "+.3g") for one in others)]
+    called = f"the {MODEL}" if best.model == MODEL else best.model
+    return f"In {SPOKEN[best.metric]} {called} {'; '.join(parts)}."
+
+
+def sentences(board: Board, entrants: list[Entrant], rivals: Rivals, compared: list[dict]) -> list[str]:
+    """How the models stand to the best baseline and to what their features have to beat, and what intervals cover."""
+    said = sentences_of(compared)
     said += _seed_sentences(board, entrants)
     some = entrants[0]
     all_pairs, best_of = board.pairs(some.name, ALL), [name for name in BASELINES if name in _candidates(board, some, rivals)]
@@ -282,14 +270,6 @@ def overlap_sentences(overlap: dict[str, str]) -> list[str]:
 def _some(names: list[str]) -> str:
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more (results.json)" if more > 0 else "")
-
-
-def _spoken(compared: dict, label: str) -> str:
-    """A comparison in words."""
-    value, low, high = compared["value"], compared["low"], compared["high"]
-    if low is None:
-        return f"is {value:+.3g} apart from {label}, without an interval"
-    return f"{compared['verdict']} {label} ({value:+.3g}, 95 % interval {low:+.3g} to {high:+.3g})"
 
 
 def protocol(predictor: str, split: str, divided: Split) -> str:

@@ -20,11 +20,11 @@ def merge(tables: Mapping[str, Sequence[Table]]) -> Table:
     Rows of a model, and of what depends on it, are means over its seeds, with `pretraining_seeds` and the metric's standard
     deviation over them. A baseline that does not depend on the model stands there once, unless a model's genes change it.
     """
-    rows, said = [], []
+    rows, said, compared = [], [], []
     every = [table.sentences for several in tables.values() for table in several]
     for name, several in tables.items():
         for row in _mean_rows(several):
-            row["model"] = OWN.get(row["model"], row["model"]).format(name)
+            row["model"] = _called(row["model"], name)
             if row in rows:
                 continue
             if any((row["model"], row["probe"]) == (other["model"], other["probe"]) for other in rows):
@@ -32,13 +32,26 @@ def merge(tables: Mapping[str, Sequence[Table]]) -> Table:
             rows.append(row)
         for number, table in enumerate(several, 1):
             which = name if len(several) == 1 else f"{name}, pretraining seed {number}"
-            said += [f"{which}: {line}" for line in table.sentences if not all(line in lines for lines in every)]
+            own = {line: f"{which}: {line}" for line in table.sentences if not all(line in lines for lines in every)}
+            said += own.values()
+            compared += [
+                {**one, "model": _called(one["model"], name), "baseline": _called(one["baseline"], name),
+                 "sentence": own.get(one["sentence"], one["sentence"])}
+                for one in table.details["comparisons"]
+            ]
     first = next(iter(tables.values()))[0]
     said += [line for line in first.sentences if all(line in lines for lines in every)]
     rows.sort(key=lambda row: row["kind"] != "model")
-    own = {name: [table.details for table in several] for name, several in tables.items()}
-    details = {**first.details, "models": own}
+    details = {
+        **first.details, "comparisons": compared,
+        "models": {name: [table.details for table in several] for name, several in tables.items()},
+    }
     return first._replace(rows=rows, sentences=said, details=details)
+
+
+def _called(row: str, model: str) -> str:
+    """What a row of a model's own table is called beside others."""
+    return OWN.get(row, row).format(model)
 
 
 def _mean_rows(several: Sequence[Table]) -> list[dict]:

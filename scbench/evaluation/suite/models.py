@@ -5,11 +5,11 @@ from pathlib import Path
 
 from scbench.errors import UserError
 from scbench.evaluation import external
+from scbench.evaluation.entrants import Model
 from scbench.files import sha256
 from scbench.models.model import ExpressionModel
 
 PLACE = "{dataset}"  # in a spec: the name of the data set
-Model = ExpressionModel | external.ExternalEmbedding | external.ExternalPredictions
 
 
 def name_models(specs: Sequence[str]) -> dict[str, list[str]]:

@@ -22,15 +22,14 @@ from scbench.config import SuiteConfig
 from scbench.errors import UserError
 from scbench.evaluation.classification.label_flags import ORIGINS
 from scbench.evaluation.forest import EVERYTHING, forest_plot
-from scbench.evaluation.perturbation.report import SPOKEN
-from scbench.evaluation.report import Column, Table, screen, versions
+from scbench.evaluation.report import Column, IntervalColumn, Table, screen, versions
+from scbench.evaluation.scores import LOWER_IS_BETTER
 from scbench.evaluation.suite import tasks, wilcoxon
 from scbench.evaluation.suite.file import AAAI2025, CLASSIFICATION, UNKNOWN, DataSet, Suite, read_suite
 from scbench.evaluation.suite.models import SuiteModels, identify, name_models
 from scbench.files import refuse_existing, sha256, write_text
 
 DONE, MISSING, FAILED = "done", "missing", "failed"
-LOWER_IS_BETTER = ("mse",)  # among the metrics of tables
 
 
 class Outcome(NamedTuple):
@@ -42,17 +41,6 @@ class Outcome(NamedTuple):
     record: dict | None = None  # its results.json
 
 
-class Value(Column):
-    """The metric of a row with its interval, where it has one."""
-
-    def text(self, row: dict) -> str:
-        if row["value"] is None:
-            return "–"
-        if row["value_low"] is None:
-            return f"{row['value']:.3f}"
-        return f"{row['value']:.3f} ({row['value_low']:.3f} to {row['value_high']:.3f})"
-
-
 COLUMNS = [
     Column("data set", ("dataset",)),
     Column("task", ("task",)),
@@ -60,7 +48,7 @@ COLUMNS = [
     Column("model", ("model",)),
     Column("probe", ("probe",)),
     Column("metric", ("metric",)),
-    Value("value", ("value",), "{:.3f}"),
+    IntervalColumn("value", ("value",), "{:.3f}"),
     Column("cells", ("cells",)),
     Column("overlap", ("overlap",)),
     Column("status", ("status",)),
@@ -184,6 +172,7 @@ def _table(suite: Suite, outcomes: list[Outcome], details: dict) -> Table:
     rows = [row for outcome in outcomes for row in _rows(outcome)]
     fields = list(dict.fromkeys(field for row in rows for field in row))
     rows = [{field: row.get(field) for field in fields} for row in rows]
+    compared = _comparisons(outcomes)
     tests, said = _over_sets(outcomes)
     details |= {
         "suite": {"title": suite.title, "sha256": suite.sha256},
@@ -193,9 +182,10 @@ def _table(suite: Suite, outcomes: list[Outcome], details: dict) -> Table:
              "input": one.record and one.record["input"]}
             for one in outcomes
         ],
-        "wilcoxon": tests, "versions": versions(),
+        "comparisons": compared, "wilcoxon": tests, "versions": versions(),
     }
-    said = [*_status_sentences(outcomes), *_comparison_sentences(outcomes), *said, *_flag_sentences(outcomes)]
+    spoken = dict.fromkeys(f"{one['dataset']}: {one['sentence']}" for one in compared)
+    said = [*_status_sentences(outcomes), *spoken, *said, *_flag_sentences(outcomes)]
     return Table(suite.title, rows, COLUMNS, said, details)
 
 
@@ -251,15 +241,12 @@ def _status_sentences(outcomes: list[Outcome]) -> list[str]:
     ]
 
 
-def _comparison_sentences(outcomes: list[Outcome]) -> list[str]:
+def _comparisons(outcomes: list[Outcome]) -> list[dict]:
     """How each model stands to the best baseline of each data set, in the metric of this table."""
-    said = []
-    for one in outcomes:
-        if one.record is not None:
-            others = [words for metric, words in SPOKEN.items() if metric != one.record["metric"]]
-            said += [f"{one.dataset.name}: {sentence}" for sentence in one.record["sentences"]
-                     if "the best baseline, " in sentence and not any(words in sentence for words in others)]
-    return said
+    return [
+        {"dataset": one.dataset.name, **compared} for one in outcomes if one.record is not None
+        for compared in one.record["comparisons"] if compared["metric"] == one.record["metric"]
+    ]
 
 
 def _flag_sentences(outcomes: list[Outcome]) -> list[str]:

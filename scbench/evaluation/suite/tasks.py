@@ -1,6 +1,6 @@
 """How a suite runs a data set: by the function of its task, with the same options as the task's own verb."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from scbench.data.sources.reference_pt import CLASS, PERTURBED, is_reference_pt
@@ -8,16 +8,14 @@ from scbench.errors import UserError
 from scbench.evaluation.classification.aaai2025 import benchmark_aaai2025
 from scbench.evaluation.classification.benchmark import benchmark_classification
 from scbench.evaluation.counts.benchmark import benchmark_counts
+from scbench.evaluation.entrants import Models
 from scbench.evaluation.perturbation.benchmark import benchmark_perturbation
 from scbench.evaluation.perturbation.prompts import benchmark_prompts_of
 from scbench.evaluation.report import Table
 from scbench.evaluation.split_files import Split, read_split
 from scbench.evaluation.suite.file import AAAI2025, CLASSIFICATION, COUNTS, UNKNOWN, UNSEEN, DataSet
 from scbench.evaluation.suite.merge import merge
-from scbench.evaluation.suite.models import Model
 from scbench.models.model import ExpressionModel
-
-Models = Mapping[str, Sequence[Model]]
 
 
 def unknown_key(dataset: DataSet, file: Path) -> str | None:

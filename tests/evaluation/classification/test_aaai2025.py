@@ -9,6 +9,7 @@ import anndata
 import numpy as np
 import pytest
 import torch
+from planted_tables import row
 
 from scbench.config import ClassificationConfig
 from scbench.data.cells import content_hash
@@ -127,10 +128,6 @@ def trials_of(table, model: str, probe: str) -> dict:
     return next(t for t in table.details["trials"] if (t["model"], t["probe"]) == (model, probe))
 
 
-def row(table, model: str, probe: str) -> dict:
-    return next(r for r in table.rows if (r["model"], r["probe"]) == (model, probe))
-
-
 def test_every_trial_equals_a_plain_restatement(imported, oracle, cells):
     seed = 3
     table = benchmark_aaai2025(imported, cells, "type", seed=seed)
@@ -164,6 +161,14 @@ def test_every_trial_equals_a_plain_restatement(imported, oracle, cells):
         deviation = (sum((x - mean) ** 2 for x in expected[probe]) / 5) ** 0.5
         result = row(table, "trained model", probe)
         assert (result["accuracy"], result["accuracy_sd"]) == pytest.approx((mean, deviation), abs=1e-12)
+    best = max((r for r in table.rows if r["kind"] == "baseline"), key=lambda r: r["accuracy"])
+    for compared in table.details["comparisons"]:
+        assert (compared["baseline"], compared["baseline_probe"]) == (best["model"], best["probe"])
+        difference = row(table, "trained model", compared["probe"])["accuracy"] - best["accuracy"]
+        assert (compared["difference"], compared["low"]) == (pytest.approx(difference), None)
+        assert f"{difference:+.3f} accuracy apart from the best baseline, {best['model']}" in compared["sentence"]
+        assert compared["sentence"] in table.sentences
+    assert [compared["probe"] for compared in table.details["comparisons"]] == ["k-NN", "linear"]
 
 
 def test_the_draw_goes_by_weight_whatever_the_model_was_trained_with(imported, cells, monkeypatch):

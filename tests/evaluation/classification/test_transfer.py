@@ -6,6 +6,7 @@ import json
 import anndata
 import numpy as np
 import pytest
+from planted_tables import row
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -28,10 +29,6 @@ def other(planted_cells) -> anndata.AnnData:
     cells = planted_cells(90, seed=8)[:, np.random.default_rng(0).permutation(80)[:65]].copy()
     cells.var_names = [*cells.var_names[:64], "ANOTHER"]
     return cells
-
-
-def row(table, model: str, probe: str) -> dict:
-    return next(row for row in table.rows if (row["model"], row["probe"]) == (model, probe))
 
 
 def test_probes_and_genes_equal_plain_scikit_learn(model, cells, other):

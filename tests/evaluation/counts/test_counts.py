@@ -115,6 +115,14 @@ def test_a_model_that_knows_the_rates_reaches_the_oracle(monkeypatch):
     expected = found[MODEL]["deviance_explained"] - best["deviance_explained"]
     assert difference["deviance_explained"] == pytest.approx(expected, abs=1e-12)
     assert 0 < difference["deviance_explained_low"] < expected < difference["deviance_explained_high"]
+    (compared,) = table.details["comparisons"]
+    assert [compared[name] for name in ("model", "probe", "baseline", "baseline_probe")] == [
+        *MODEL, best["model"], best["probe"],
+    ]
+    assert [compared[name] for name in ("difference", "low", "high")] == [
+        difference[f"deviance_explained{end}"] for end in ("", "_low", "_high")
+    ]
+    assert compared["sentence"] == table.sentences[0]
 
 
 def test_half_b_of_test_cells_decides_nothing():
@@ -139,7 +147,7 @@ def test_cells_of_pretraining_are_left_out(table_of_cells):
     tokens = to_tokens(source.read(0, 120), map_genes(source.identity, model.vocabulary, "cells"))
     hashes = content_hash(tokens.genes, tokens.counts, tokens.offsets)
     model.training_cells = np.sort(hashes[:40])
-    with pytest.raises(UserError, match=r"trained or validated on 40 of its 120 cells.*--max-overlap 1"):
+    with pytest.raises(UserError, match=r"trained or validated on 40 of the 120 cells .*--max-overlap 1"):
         benchmark_counts(model, cells, **ONCE)
     table = benchmark_counts(model, cells, max_overlap=1, **ONCE)
     assert {(row["overlap"], row["cells"]) for row in table.rows} == {("unseen", 80)}

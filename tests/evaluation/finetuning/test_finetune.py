@@ -49,15 +49,18 @@ def row(finetuned, name: str) -> dict:
 
 
 def test_types_are_learnt_by_the_whole_model_and_by_the_head_alone(model, planted_cells):
+    """Clearly better than the majority class on 48 validation cells, and with a part of its errors on new ones."""
     before = weights(model)
     cells, new = planted_cells(240), planted_cells(90, seed=3)
-    for train, epochs, least in [("all", 25, 0.85), ("head", 150, 0.7)]:  # of 48 cells; the head stands on an untrained net
+    for train, epochs, part in [("all", 25, 1 / 3), ("head", 150, 1 / 2)]:  # the head stands on an untrained net
         finetuned = finetune(model, cells, "type", train=train, epochs=epochs, batch_cells=16)
-        assert row(finetuned, "finetuned model")["accuracy"] > least
+        assert row(finetuned, "finetuned model")["accuracy_low"] > row(finetuned, "majority class")["accuracy_high"]
         predicted = predict_labels(finetuned.model, finetuned.classifier, finetuned.about, new)
         assigned = np.asarray(predicted.labels) != "unassigned"
         assert assigned.mean() > 0.8
-        assert accuracy_score(new.obs["type"][assigned], np.asarray(predicted.labels)[assigned]) > least
+        truth = new.obs["type"][assigned]
+        majority = truth.value_counts(normalize=True).max()
+        assert 1 - accuracy_score(truth, np.asarray(predicted.labels)[assigned]) < part * (1 - majority)
         assert same(weights(finetuned.model), before) == (train == "head")
     assert same(weights(model), before), "the given model stays as it is"
 

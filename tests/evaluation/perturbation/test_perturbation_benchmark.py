@@ -271,7 +271,7 @@ def test_cells_of_pretraining_are_refused_or_left_out(model, planted, monkeypatc
     stage = np.full(cells.n_obs, -1, dtype=np.int8)
     stage[40:52] = 0
     monkeypatch.setattr(leakage, "find_seen_cells", lambda *args, **options: leakage.SeenCells(stage, ("content",)))
-    with pytest.raises(UserError, match="trained or validated on 12 of its 292 cells"):
+    with pytest.raises(UserError, match="trained or validated on 12 of the 292 cells"):
         run(model, cells)
     with_out = run(model, cells, max_overlap=1)
     assert (with_out.details["cells"]["seen by the model"], row(with_out, "no change")["overlap"]) == (12, "unseen")

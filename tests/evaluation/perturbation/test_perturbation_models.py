@@ -13,6 +13,7 @@ from scbench.evaluation.embed import embed
 from scbench.evaluation.external import ExternalEmbedding, open_model
 from scbench.evaluation.perturbation.benchmark import benchmark_perturbation
 from scbench.evaluation.perturbation.cells import PANEL
+from scbench.evaluation.perturbation.report import SPOKEN
 from scbench.evaluation.perturbation.scoring import METRICS
 from scbench.evaluation.split_files import read_split
 from scbench.models.model import ExpressionModel
@@ -69,10 +70,14 @@ def test_the_best_baseline_is_named_metric_by_metric(model, planted):
         sign = 1 if one["metric"] in ("mse", "mse_top", "energy") else -1
         best = min(sign * r[one["metric"]] for r in baselines)
         assert sign * row(table, one["baseline"])[one["metric"]] == best
-        assert one["value"] == pytest.approx(row(table, "trained model")[one["metric"]] - sign * best, abs=1e-9)
+        assert one["difference"] == pytest.approx(row(table, "trained model")[one["metric"]] - sign * best, abs=1e-9)
         ahead = (one["high"] < 0) if sign > 0 else (one["low"] > 0)
         assert (one["verdict"] == "beats") == ahead
+        assert (one["probe"], one["baseline_probe"]) == ("ridge", row(table, one["baseline"])["probe"])
+        if one["sentence"] is not None:
+            assert one["sentence"] in table.sentences and f"the best baseline, {one['baseline']} (" in one["sentence"]
     assert [one["metric"] for one in table.details["comparisons"]] == list(METRICS)
+    assert {one["metric"] for one in table.details["comparisons"] if one["sentence"]} == set(SPOKEN)
 
 
 def constant(cells) -> None:
@@ -236,7 +241,7 @@ def test_folds_can_be_fixed(model, planted, tmp_path):
 
 
 def test_names_of_rows_are_taken(model, planted):
-    with pytest.raises(UserError, match="a model is called 'train mean', as a row of the table already is"):
+    with pytest.raises(UserError, match="a model cannot be called 'train mean', as another row of the table is"):
         run({"train mean": [model]}, planted(SINGLES, cells=20))
 
 

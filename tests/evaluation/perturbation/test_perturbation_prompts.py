@@ -237,12 +237,14 @@ def test_intervals_and_comparisons_take_the_variance_of_repeated_splits():
     row = prompt_report.row("prompt", errors["prompt"], "unseen")
     half = stats.t.ppf(0.975, 4) * np.sqrt((1 / 5 + 3 / 7) * np.var(errors["prompt"], ddof=1))
     assert (row["mse"], row["mse_low"], row["mse_high"]) == pytest.approx((3, 3 - half, 3 + half))
-    first, second = prompt_report.comparisons(errors)
-    assert (first["baseline"], first["verdict"], second["baseline"]) == ("no prompt", "beats", "gene mean")
-    assert first["value"] == pytest.approx(-0.8)
+    (first,) = prompt_report.comparisons(errors)
+    assert (first["baseline"], first["verdict"]) == ("no prompt", "beats")
+    assert [one["baseline"] for one in prompt_report.differences(errors)] == ["no prompt", "gene mean"]
+    assert first["difference"] == prompt_report.differences(errors)[0]["mse"] == pytest.approx(-0.8)
     half = stats.t.ppf(0.975, 4) * np.sqrt((1 / 5 + 3 / 7) * np.var([1, 0.5, 0.5, 1, 1], ddof=1))
     assert first["high"] == pytest.approx(-0.8 + half)
-    assert "beats the best baseline, no prompt (-0.8000" in prompt_report.sentences(errors, {}, True, False)[0]
+    assert "beats the best baseline, no prompt (-0.8000" in first["sentence"]
+    assert prompt_report.sentences(errors, {}, True, False)[0] == first["sentence"]
     silent = prompt_report.sentences({**errors, "no prompt": errors["prompt"]}, {}, False, True)
     assert any("no gene hears of <cls>" in sentence for sentence in silent)
     assert any("Errors are of bins" in sentence for sentence in silent)

@@ -63,6 +63,10 @@ def test_every_table_of_a_suite_and_the_suite_itself(validator, tmp_path, plante
     for path in written:
         assert errors(validator, json.loads(path.read_text(encoding="utf-8"))) == [], path
         assert (path.parent / "forest.png").is_file()
+    compared = {(one["dataset"], one["model"]): one["sentence"] for one in table.details["comparisons"]}
+    assert compared.keys() == {(name, model) for name in names if status[name] == "done" for model in models}
+    for (name, _), sentence in compared.items():
+        assert "the best baseline, " in sentence and f"{name}: {sentence}" in table.sentences
     for name in names[:-2]:
         seeds = {row["model"]: row["pretraining_seeds"] for row in table.rows
                  if (row["dataset"], row["kind"]) == (name, "model")}
@@ -96,6 +100,8 @@ def test_what_is_no_table_is_refused(validator, cells, model):
         (lambda r: r["rows"][0].update(overlap="none"), f"{first}/overlap: 'none' is not one of"),
         (lambda r: r["rows"][0].update(status="missing"), f"{first}: 'reason' is a required property"),
         (lambda r: r.update(split_sha256="abc"), "split_sha256: 'abc' does not match"),
+        (lambda r: r["comparisons"][0].pop("sentence"), "comparisons/0: 'sentence' is a required property"),
+        (lambda r: r["comparisons"][0].update(verdict="wins"), "comparisons/0/verdict: 'wins' is not one of"),
     ]:
         found = changed(change)
         assert any(said in one for one in found), (said, found)

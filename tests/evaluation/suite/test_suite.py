@@ -12,8 +12,10 @@ from scbench.cli import main
 from scbench.errors import UserError
 from scbench.evaluation import external, report
 from scbench.evaluation.classification.benchmark import benchmark_classification
+from scbench.evaluation.comparisons import Comparison, sentences_of
 from scbench.evaluation.report import Column, Table
 from scbench.evaluation.suite import suite, tasks
+from scbench.evaluation.suite.merge import merge
 from scbench.evaluation.suite.models import SuiteModels, name_models
 from scbench.evaluation.suite.suite import benchmark_suite, comparable
 
@@ -72,8 +74,11 @@ def fake_table(dataset: str, shift: float = 0.0) -> Table:
             row("majority class", "baseline", "none", 0.4), row("ours − PCA", "difference", "linear", 0.1)]
     flags = {"sentences": ["Confounded."], "origin": None}
     columns = [Column("model", ("model",))]
-    said = ["A sentence.", COMPARED]
-    return Table(f"Table of {dataset}", rows, columns, said, {"label_flags": flags}, {}, "accuracy")
+    compared = Comparison("ours", "linear", "PCA", "linear", "accuracy", 0.1, 0.05, 0.15)
+    comparisons = [compared.record(COMPARED), compared._replace(metric="macro_f1").record("Of another metric.")]
+    details = {"label_flags": flags, "comparisons": comparisons}
+    said = ["A sentence.", *sentences_of(comparisons)]
+    return Table(f"Table of {dataset}", rows, columns, said, details, {}, "accuracy")
 
 
 @pytest.fixture
@@ -126,7 +131,8 @@ def test_one_table_over_all_and_one_of_each(folder, asked):
     assert "3 data sets: 2 done, 1 missing, 0 failed." in table.sentences
     assert "first: Confounded." in table.sentences
     assert [line for line in table.sentences if COMPARED in line] == [f"first: {COMPARED}", f"second: {COMPARED}"]
-    assert not any("A sentence." in line for line in table.sentences)
+    assert not any(line.endswith(("A sentence.", "Of another metric.")) for line in table.sentences)
+    assert [(one["dataset"], one["difference"]) for one in table.details["comparisons"]] == [("first", 0.1), ("second", 0.1)]
     assert "| third | classification |" in (written / "results.md").read_text()
 
 
@@ -288,6 +294,25 @@ def test_rows_equal_those_of_the_single_benchmarks(real, model):
     assert [one["status"] for one in beside.details["data_sets"]] == ["failed", "done", "missing"]
     assert "X_theirs" in beside.rows[0]["reason"]
     assert {row["model"] for row in beside.rows if row["kind"] == "model"} == {"ours", "theirs"}
+
+
+def test_the_comparisons_of_tables_of_one_model_are_those_of_the_merged_one():
+    def table(baseline: str, difference: float) -> Table:
+        compared = Comparison("trained model", "linear", baseline, "linear", "accuracy", difference, None, None)
+        row = {"model": "trained model", "kind": "model", "probe": "linear", "accuracy": 0.5}
+        record = compared.record(f"The trained model is {difference:+.1f} apart.")
+        return Table("", [row], [], ["Said of all.", record["sentence"]], {"comparisons": [record]}, {}, "accuracy")
+
+    merged = merge({"ours": [table("PCA", 0.1), table("untrained model", 0.2)], "theirs": [table("untrained model", 0.3)]})
+    found = [(one["model"], one["baseline"], one["difference"], one["sentence"]) for one in merged.details["comparisons"]]
+    assert found == [
+        ("ours", "PCA", 0.1, "ours, pretraining seed 1: The trained model is +0.1 apart."),
+        ("ours", "ours, untrained model", 0.2, "ours, pretraining seed 2: The trained model is +0.2 apart."),
+        ("theirs", "theirs, untrained model", 0.3, "theirs: The trained model is +0.3 apart."),
+    ]
+    assert merged.sentences == [*(said for *_, said in found), "Said of all."]
+    alone = merge({"ours": [table("PCA", 0.1)]})
+    assert alone.details["comparisons"][0]["sentence"] == alone.sentences[1] == "The trained model is +0.1 apart."
 
 
 def test_a_baseline_of_some_pairs_alone_is_not_the_best_of_a_set():
