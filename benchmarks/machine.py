@@ -68,13 +68,12 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def resident_bytes(field: str = "VmRSS", process: int | str = "self") -> int | None:
-    """A process's resident memory now, or its peak ("VmHWM"); None where it is not known, or if the process is over."""
-    status = Path("/proc", str(process), "status")
+def resident_bytes(field: str = "VmRSS") -> int | None:
+    """This process's resident memory now, or its peak ("VmHWM"); None where it is not known."""
+    status = Path("/proc/self/status")
     if not status.is_file():
         return None
-    values = (int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(f"{field}:"))
-    return next(values, None)
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(f"{field}:"))
 
 
 def describe() -> dict[str, str | int]:

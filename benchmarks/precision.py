@@ -11,8 +11,8 @@ spread      of fp32's validation losses: the standard deviation between seeds
 difference  bf16's validation loss less fp32's, seed by seed: its mean, and at the end its 95 % t-interval
 verdict     within seed noise: at every validation after the learning rate's warm-up the mean difference is less than the
             spread. Else bf16 is worse (somewhere higher by the spread or more; the exit code is 1 then), or better.
-growth      resident memory (median over the steps before a validation) at the end less that at the first validation after
-            warm-up. It is sampled from outside, 20 times a second.
+growth      the most memory that the process has held (on a GPU: that was allocated there), at the end less at the first
+            validation after warm-up
 """
 
 import contextlib
@@ -23,8 +23,6 @@ import multiprocessing
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,9 +40,8 @@ from scbench.config import PretrainConfig
 from scbench.errors import UserError
 
 PRECISIONS = ("fp32", "bf16")
-VALIDATIONS = 16
-SPLIT = (0.8, 0.2, 0.0)  # training, validation, test
-SAMPLE_SECONDS = 0.05
+VALIDATIONS = 10
+SPLIT = (0.9, 0.1, 0.0)  # training, validation, test
 IDENTITY = ("implementation", "structure", "status", "precision", "seed")
 
 
@@ -53,7 +50,7 @@ class PrecisionOptions:
     """Compare training in bf16 and in fp32."""
 
     cells: Positional[Path | None] = None
-    """An h5ad file with raw counts in X; four fifths of its cells are trained on, the others validate."""
+    """An h5ad file with raw counts in X; a tenth of its cells validate."""
     store: Path | None = None
     """Take this store instead."""
     structures: tuple[Structure, ...] = ("transformer",)
@@ -68,8 +65,8 @@ class PrecisionOptions:
     """Cells a step."""
     lr: float = 1e-3
     """Peak learning rate; the first tenth of the steps warms it up."""
-    steps: int = 320
-    """Steps of a run; every sixteenth part of them ends with a validation."""
+    steps: int = 300
+    """Steps of a run; every tenth part of them ends with a validation."""
     seeds: int = 5
     """Runs in each precision."""
     json: Path | None = None
@@ -109,40 +106,25 @@ def train(store: Path, output: Path, log: Path, options: dict) -> None:
 
 
 def run(store: Path, options: dict) -> dict:
-    """What a run gives: its status, losses and memory by the step of a validation."""
+    """What a run gives: its status, and by the step of a validation its losses and the peak of its memory so far."""
     with tempfile.TemporaryDirectory(prefix="precision-") as name:
         output, log = Path(name, "run"), Path(name, "log")
         process = multiprocessing.get_context("spawn").Process(target=train, args=(store, output, log, options))
         process.start()
-        samples = list(_samples(process, output / "metrics.jsonl"))
+        process.join()
         if process.exitcode:
             said = log.read_text().splitlines() if log.is_file() else []
             return {"status": f"failed: {next((line for line in reversed(said) if line), f'exit code {process.exitcode}')}"}
         rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     validations = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
-    losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
-    edges = [0, *validations]
+    steps = {row["step"]: row for row in rows if "loss" in row}
+    parts = itertools.pairwise([0, *validations])
     return {
         "status": "ok", "validation_loss": validations,
-        "training_loss": {stop: float(np.mean([losses[step] for step in range(start + 1, stop + 1)]))
-                          for start, stop in itertools.pairwise(edges)},
-        "resident_bytes": {stop: _median([taken for step, taken in samples if start <= step < stop])
-                           for start, stop in itertools.pairwise(edges)},
+        "training_loss": {stop: float(np.mean([steps[step]["loss"] for step in range(start + 1, stop + 1)]))
+                          for start, stop in parts},
+        "peak_bytes": {step: steps[step]["peak_memory_bytes"] for step in validations},
     }
-
-
-def _samples(process: multiprocessing.Process, metrics: Path) -> Iterator[tuple[int, int]]:
-    """(steps done, resident bytes) of a run, until it is over."""
-    while process.is_alive():
-        taken = machine.resident_bytes(process=process.pid)
-        done = metrics.read_text().split("\n")[:-1] if metrics.is_file() else []
-        if taken is not None and done:
-            yield json.loads(done[-1])["step"], taken
-        time.sleep(SAMPLE_SECONDS)
-
-
-def _median(values: list[int]) -> float | None:
-    return float(np.median(values)) if values else None
 
 
 def compare(steps: np.ndarray, fp32: np.ndarray, bf16: np.ndarray, warmup: int) -> dict:
@@ -177,10 +159,10 @@ def compare(steps: np.ndarray, fp32: np.ndarray, bf16: np.ndarray, warmup: int) 
     }
 
 
-def growth(resident: dict[int, float | None], warmup: int) -> float | None:
-    """Bytes by which a run's memory grew after the first validation after warm-up; None if it is not known."""
-    first, last = next(step for step in resident if step > warmup), max(resident)
-    return None if resident[first] is None or resident[last] is None else resident[last] - resident[first]
+def growth(peaks: dict[int, int | None], warmup: int) -> int | None:
+    """Bytes that a run needed more after the first validation after warm-up than until then; None if they are not known."""
+    first, last = next(step for step in peaks if step > warmup), max(peaks)
+    return None if peaks[first] is None else peaks[last] - peaks[first]
 
 
 def measure(options: PrecisionOptions, store: Path) -> list[dict]:
@@ -197,7 +179,7 @@ def measure(options: PrecisionOptions, store: Path) -> list[dict]:
             for precision in PRECISIONS:
                 found = run(store, options.training(structure, precision, seed))
                 if found["status"] == "ok":
-                    found["growth_bytes"] = growth(found["resident_bytes"], warmup)
+                    found["growth_bytes"] = growth(found["peak_bytes"], warmup)
                 runs[precision].append(found)
                 rows.append({**same, "precision": precision, "seed": seed, **found})
                 print(f"{structure}, {precision}, seed {seed}: {found['status']}", file=sys.stderr)
@@ -217,13 +199,13 @@ def print_rows(rows: list[dict]) -> None:
     for row in rows:
         if row["status"] != "ok" or row["precision"] == "difference":
             continue
-        losses, resident, grown = row["validation_loss"], row["resident_bytes"], row["growth_bytes"]
+        losses, peaks, grown = row["validation_loss"], row["peak_bytes"], row["growth_bytes"]
         last = max(losses)
         lines.append([row["structure"], row["precision"], str(row["seed"]),
                       f"{losses[min(losses)]:.4f}", f"{losses[last]:.4f}",
-                      "" if resident[last] is None else f"{resident[last] / 1e6:,.0f}",
+                      "" if peaks[last] is None else f"{peaks[last] / 1e6:,.0f}",
                       "" if grown is None else f"{grown / 1e6:+.1f}"])
-    print_table(["structure", "precision", "seed", "first loss", "last loss", "MB at the end", "growth"], lines)
+    print_table(["structure", "precision", "seed", "first loss", "last loss", "peak MB", "growth"], lines)
     print()
     print_table(["structure", "fp32", "bf16", "difference", "95 %", "spread", "largest, in spreads", "verdict"], [
         [row["structure"], f"{row['end']['fp32']:.4f}", f"{row['end']['bf16']:.4f}", f"{row['end']['difference']:+.5f}",

@@ -43,11 +43,11 @@ def _plot(whole: dict, runs: list[dict], path: Path) -> None:
     differences.set(title=f"bf16 less fp32: {whole['verdict']}", ylabel="difference of losses", ylim=(-limit, limit))
     for row in runs:
         colour, line = STYLES[row["precision"]]
-        known = [(int(step), taken / 1e6) for step, taken in row["resident_bytes"].items() if taken is not None]
+        known = [(int(step), taken / 1e6) for step, taken in row["peak_bytes"].items() if taken is not None]
         if known:
             memory.plot(*zip(*known, strict=True), line, color=colour, linewidth=1,
                         label=row["precision"] if row["seed"] == 0 else None)
-    memory.set(title="resident memory", ylabel="MB", ylim=(0, None))
+    memory.set(title="most memory held so far", ylabel="MB", ylim=(0, None))
     for axes in (losses, differences, memory):
         axes.set(xlabel="step")
         axes.grid(alpha=0.3)

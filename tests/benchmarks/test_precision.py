@@ -12,7 +12,7 @@ from scipy.stats import ttest_rel
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "precision.py"
 STEPS = np.arange(25, 401, 25)
-TINY = ["--width", "16", "--layers", "1", "--heads", "2", "--genes", "30", "--batch-cells", "16", "--steps", "48",
+TINY = ["--width", "16", "--layers", "1", "--heads", "2", "--genes", "30", "--batch-cells", "16", "--steps", "40",
         "--seeds", "2"]
 
 
@@ -61,8 +61,8 @@ def test_one_place_is_enough_unless_the_rate_is_still_warming_up(precision):
 
 
 def test_growth_is_counted_after_warm_up(precision):
-    assert precision.growth({25: 1.0, 50: 5.0, 75: 9.0, 100: 7.0}, 40) == 2
-    assert precision.growth({25: 1.0, 50: None, 75: 9.0}, 40) is None
+    assert precision.growth({25: 1, 50: 5, 75: 9, 100: 9}, 40) == 4
+    assert precision.growth({25: None, 50: None, 75: None}, 40) is None
 
 
 def test_a_run_that_fails_is_no_result(precision, monkeypatch, small_store, tmp_path, capsys):
@@ -70,7 +70,7 @@ def test_a_run_that_fails_is_no_result(precision, monkeypatch, small_store, tmp_
         if options["precision"] == "bf16":
             return {"status": "failed: no"}
         return {"status": "ok", "validation_loss": {24: 2.0, 48: 1.0}, "training_loss": {24: 2.0, 48: 1.0},
-                "resident_bytes": {24: 5e8, 48: 6e8}}
+                "peak_bytes": {24: 500_000_000, 48: 600_000_000}}
 
     monkeypatch.setattr(precision, "run", run)
     output = tmp_path / "out.json"
@@ -101,15 +101,15 @@ def test_the_script(small_store, tmp_path):
     runs, whole = rows[:-1], rows[-1]
     assert {(row["precision"], row["seed"]) for row in runs} == {(name, seed) for name in ("fp32", "bf16") for seed in (0, 1)}
     for row in runs:
-        assert row["status"] == "ok" and list(row["validation_loss"]) == [str(step) for step in range(3, 49, 3)]
-        assert 10**8 < row["resident_bytes"]["48"] < 10**10
-        assert row["training_loss"]["48"] < row["training_loss"]["3"]
-    ends = {name: [row["validation_loss"]["48"] for row in runs if row["precision"] == name] for name in ("fp32", "bf16")}
+        assert row["status"] == "ok" and list(row["validation_loss"]) == [str(step) for step in range(4, 41, 4)]
+        assert 10**8 < row["peak_bytes"]["40"] < 10**10
+        assert row["training_loss"]["40"] < row["training_loss"]["4"]
+    ends = {name: [row["validation_loss"]["40"] for row in runs if row["precision"] == name] for name in ("fp32", "bf16")}
     assert whole["end"]["difference"] == pytest.approx(np.mean(ends["bf16"]) - np.mean(ends["fp32"]))
     assert 0 < abs(whole["end"]["difference"]) < 0.05 * whole["end"]["fp32"]
     with open(output.with_suffix(".csv"), newline="") as file:
         lines = list(csv.DictReader(file))
-    assert {"validation_loss.48", "resident_bytes.48", "verdict", "end.spread"} <= {line["metric"] for line in lines}
+    assert {"validation_loss.40", "peak_bytes.40", "verdict", "end.spread"} <= {line["metric"] for line in lines}
     assert (tmp_path / "plots" / "transformer.png").stat().st_size > 10_000
     assert whole["verdict"] in done.stdout
     wrong = subprocess.run([sys.executable, SCRIPT, "--store", "nowhere"], capture_output=True, text=True, timeout=300)
