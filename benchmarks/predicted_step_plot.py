@@ -10,7 +10,8 @@ from scbench.evaluation.plots import COLOURS, save
 
 def plot(rows: list[dict], path: Path) -> None:
     """Cells a second, a bar from the low to the high prediction; a panel a batch size, a colour a GPU."""
-    structures, gpus, batches = (list(dict.fromkeys(row[name] for row in rows)) for name in ("structure", "gpu", "batch_cells"))
+    names = ("structure", "gpu", "batch_cells")
+    structures, gpus, batches = (list(dict.fromkeys(row[name] for row in rows)) for name in names)
     figure = Figure(figsize=(1 + 5 * len(batches), 1.9 + 0.5 * len(structures)), layout="constrained")
     figure.suptitle("Training steps in bf16 on one GPU: predicted, not measured")
     thickness = 0.8 / len(gpus)

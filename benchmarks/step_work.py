@@ -59,6 +59,7 @@ FUNCTIONS = {  # of each op that a training step makes: what its Triton path app
     "relu_dropout": add_norm._ReluDropout, "add_norm": add_norm._AddNorm, "gene_graph": attention_triton.TritonAttention,
     "selective_scan": selective_scan_triton.TritonSelectiveScan, "causal_conv": causal_conv._CausalConvolutionTriton,
 }
+CACHE = 40_000_000  # bytes, of an A100 (H100: 50 MB): what our launchers cut their launches by
 FLASH_LAUNCHES = (1, 4)  # backward: zeros, δ, the products, the queries' gradient rounded
 FLASH_PRODUCTS = 2.5  # of the backward over the forward's: the scores are computed again
 FLASH_SUMS = 16  # bytes an element of the queries' gradient: an fp32 sum zeroed, read, written and read
@@ -93,8 +94,8 @@ class Meter(TorchDispatchMode):
         elif moved:
             packet = function.overloadpacket
             flops = flop_registry[packet](*args, **kwargs, out_val=result) if packet in flop_registry else 0
-            half = isinstance(result, Tensor) and result.dtype == torch.bfloat16
-            self.operations.append(Operation(packet.__name__, moved, flops, 1, "bf16" if half or not flops else "fp32"))
+            half = any(isinstance(x, Tensor) and x.dtype == torch.bfloat16 for x in args)
+            self.operations.append(Operation(packet.__name__, moved, flops, 1, "bf16" if half else "fp32"))
         return result
 
     def launch(self, *_, **__) -> None:
@@ -128,7 +129,7 @@ def read_ratios(path: Path) -> dict[tuple[str, str], float]:
               for row in json.loads(path.read_text(encoding="utf-8")) if row["dtype"] == "bf16"}
     missing = [op for op in FUNCTIONS if (op, "backward") not in ratios]
     if missing:
-        raise UserError(f"--traffic {path} has no bf16 rows of {', '.join(missing)}: count all ops with benchmarks/traffic.py.")
+        raise UserError(f"--traffic {path} lacks {', '.join(missing)} in bf16: count all ops with benchmarks/traffic.py.")
     return ratios
 
 
@@ -209,9 +210,9 @@ def _as_on_a_gpu(meter: Meter, facts: Facts, ratios: dict[tuple[str, str], float
 
     with ExitStack() as stack:
         for patched in (
-            patch.object(backend, "FORCED", "triton"), patch.object(attention, "attention_path", path),
-            patch.object(attention, "_check", lambda *_: None), patch.object(attention, "_flash", flash),
-            patch.object(required_bytes, "_rows", rows),
+            patch.object(Tensor, "is_cuda", True), patch.object(backend, "use_triton", lambda _: True),
+            patch.object(backend, "_second_level_cache", lambda _: CACHE), patch.object(attention, "attention_path", path),
+            patch.object(attention, "_flash", flash), patch.object(required_bytes, "_rows", rows),
             patch.object(selective_scan_triton, "_lanes", lambda: 32), patch.object(JITFunction, "run", meter.launch),
             *(_metered(meter, op, facts, ratios) for op in FUNCTIONS),
         ):
