@@ -12,6 +12,7 @@ from scbench import kernels
 from scbench.kernels import random
 from scbench.kernels.add_norm import add_norm, dropout, dropout_oracle, norm_gelu_add, relu_dropout
 from scbench.kernels.attention import attention, attention_oracle, self_attention
+from scbench.kernels.convolution import convolution_pool
 from scbench.kernels.gene_value_embedding import gene_value_embedding, gene_value_embedding_oracle
 from scbench.kernels.selective_scan import selective_scan, selective_scan_oracle
 from scbench.kernels.table_rows import table_rows, table_rows_oracle
@@ -23,7 +24,7 @@ KEYS, DROPPED = random.bits_torch(random.key(3, 8), torch.arange(T)), 0.3
 GENES = torch.tensor([4, 0, 2, 2, 6, 4, 4, 1, 0, 6, 2], dtype=torch.int32)
 ORDER = torch.argsort(GENES, stable=True)
 VALUES = torch.tensor([0, -1, 1.5, 2, -1, 0.75, 3, 0, 4, 1.5, -1])
-FILES = {"attention_cpu", "selective_scan_cpu", "add_norm_cpu", "row_sums"}
+FILES = {"attention_cpu", "convolution_cpu", "selective_scan_cpu", "add_norm_cpu", "row_sums"}
 
 
 def norm(x, weight, bias):
@@ -33,6 +34,13 @@ def norm(x, weight, bias):
 
 def gelu(x):
     return x * 0.5 * torch.special.erfc(-x / 2**0.5)
+
+
+def convolution_pool_oracle(x, weight, bias, _):
+    """For one cell of 11 rows, 3 taps and a stride of 2."""
+    seen = torch.nn.functional.pad(x[0], (0, 0, 1, 1)).unfold(0, 3, 2)
+    largest = torch.cat([x[:, :-1].unflatten(1, (-1, 2)).amax(2), x[:, -1:]], 1)
+    return torch.einsum("pdk,edk->pe", seen, weight) + bias + largest
 
 
 def scan_of(function):
@@ -59,6 +67,8 @@ CASES = {  # (operation, its definition, shapes of the inputs, the C file); both
     "norm_gelu_add": (lambda *x: norm_gelu_add(*x[:4], KEYS, DROPPED),
                       lambda x, residual, *rest: residual + dropout_oracle(gelu(norm(x, *rest[:2])), KEYS, DROPPED),
                       [(T, D), (T, D), (D,), (D,)], "add_norm_cpu"),
+    "convolution_pool": (lambda x, weight, bias, _: sum(convolution_pool(x, weight, bias, 2)), convolution_pool_oracle,
+                         [(1, T, D), (D, D, 3), (D,)], "convolution_cpu"),
     "table_rows": (lambda table, _: table_rows(table, GENES, ORDER), lambda table, _: table_rows_oracle(table, GENES),
                    [(7, D)], "row_sums"),
     "gene_value_embedding": (lambda *x: embedding_of_rows(*x[:-1]),
