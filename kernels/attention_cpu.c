@@ -270,6 +270,7 @@ static void grad_scores(const struct scratch *s, int64_t i, const float *sums, f
 static void backward_item(const struct job *job, struct scratch *s, int64_t cell, int64_t head) {
     int64_t start = job->starts[cell], n = job->stops[cell] - start, keys = job->key_stops[cell] - start;
     int64_t w = s->width, v = s->value_width, padded = up_to(keys, 32), queries = up_to(n, BLOCK);
+    int one = job->grad_query.data == job->grad_key.data; /* queries and keys are one tensor, with one gradient */
     s->keys = padded;
     pack_rows(&job->key, start, head, keys, job->width, padded, w, s->rows);
     transpose(s->rows, padded, w / 2, s->key_columns);
@@ -291,11 +292,16 @@ static void backward_item(const struct job *job, struct scratch *s, int64_t cell
         }
         for (int64_t i = 0; i < even; i += 2) grad_scores(s, i, sums, job->scale);
         multiply(up_to(some, TILE_ROWS), w / LANES, (keys + 1) / 2, s->row_words, padded / 2, 1, s->key_pairs, w, s->sums, w, 0);
-        for (int64_t i = 0; i < some; i++)
-            round_row(s->sums + i * w, job->width, 1,
-                      job->grad_query.data + (start + first + i) * job->grad_query.row + head * job->grad_query.head);
         multiply(up_to(keys, TILE_ROWS), w / LANES, even / 2, s->grad_score_pairs, 1, padded,
                  s->query_pairs + first / 2 * w, w, s->grad_key, w, first > 0);
+        for (int64_t i = 0; i < some; i++) {
+            if (one && first + i < keys) { /* its gradient as a key takes it along */
+                for (int64_t c = 0; c < w; c++) s->grad_key[(first + i) * w + c] += s->sums[i * w + c];
+                continue;
+            }
+            round_row(s->sums + i * w, job->width, 1,
+                      job->grad_query.data + (start + first + i) * job->grad_query.row + head * job->grad_query.head);
+        }
         multiply(up_to(keys, TILE_ROWS), v / LANES, even / 2, s->pairs, 1, padded,
                  s->grad_pairs + first / 2 * v, v, s->grad_value, v, first > 0);
     }

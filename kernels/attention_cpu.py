@@ -69,7 +69,8 @@ def _run(function, bounds: tuple[Tensor, ...], scale: float, **tensors: Tensor) 
 
 def _bounds(cell_offsets: Tensor, key_lengths: Tensor | None) -> tuple[Tensor, ...]:
     starts, stops = cell_offsets[:-1].long().contiguous(), cell_offsets[1:].long().contiguous()
-    return starts, stops, stops if key_lengths is None else starts + key_lengths
+    key_stops = stops if key_lengths is None else starts + key_lengths
+    return starts, stops, stops if torch.equal(key_stops, stops) else key_stops
 
 
 def _gradients(x: Tensor, bounds: tuple[Tensor, ...]) -> Tensor:
@@ -78,12 +79,14 @@ def _gradients(x: Tensor, bounds: tuple[Tensor, ...]) -> Tensor:
 
 
 class CpuAttention(torch.autograd.Function):
-    """softmax(scale · query · keyᵀ) · value of each cell, as attention.attention says, without dropout."""
+    """softmax(scale · query · keyᵀ) · value of each cell, as attention.attention says, without dropout. A tensor that is query
+    and key gets one gradient for both."""
 
     @staticmethod
     def forward(
         ctx, query: Tensor, key: Tensor, value: Tensor, cell_offsets: Tensor, scale: float, key_lengths: Tensor | None
     ) -> Tensor:
+        ctx.one = query is key
         query, key, value = (x if x.stride(2) == 1 else x.contiguous() for x in (query, key, value))
         ctx.bounds, ctx.scale = _bounds(cell_offsets, key_lengths), scale
         ctx.save_for_backward(query, key, value)
@@ -95,10 +98,11 @@ class CpuAttention(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
         grad = grad if grad.stride(2) == 1 else grad.contiguous()
-        grads = [_gradients(x, ctx.bounds) for x in (query, key, value)]
+        grad_query, grad_value = _gradients(query, ctx.bounds), _gradients(value, ctx.bounds)
+        grad_key = grad_query if ctx.one else _gradients(key, ctx.bounds)
         _run(library().backward, ctx.bounds, ctx.scale, query=query, key=key, value=value, grad=grad,
-             grad_query=grads[0], grad_key=grads[1], grad_value=grads[2])  # fmt: skip
-        return *grads, None, None, None
+             grad_query=grad_query, grad_key=grad_key, grad_value=grad_value)  # fmt: skip
+        return grad_query, None if ctx.one else grad_key, grad_value, None, None, None
 
 
 class CpuSelfAttention(torch.autograd.Function):

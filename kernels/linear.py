@@ -1,4 +1,4 @@
-"""x · weightᵀ + bias; on a CPU oneDNN's product with the bias inside.
+"""x · weightᵀ + bias, and weight · x; on a CPU oneDNN's product with the bias inside.
 
 torch's own writes the bias first and adds the product to it: a pass more. And in fp32 it asks MKL, which leaves half of an AMD
 processor unused.
@@ -50,6 +50,30 @@ class _Linear(torch.autograd.Function):
         if needs_weight:
             grad_weight = _product(grad.T, x.T) if x.dtype == torch.float32 else grad.T @ x
         return grad_x, grad_weight, grad.sum(0) if needs_bias else None
+
+
+class _LeftProduct(torch.autograd.Function):
+    """weight · x, with x's gradient in the order of x in memory."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, x)
+        return _product(weight, x.T)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, x = ctx.saved_tensors
+        needs_weight, needs_x = ctx.needs_input_grad
+        return _product(grad, x) if needs_weight else None, _product(weight.T, grad.T) if needs_x else None
+
+
+def left_product(weight: Tensor, x: Tensor) -> Tensor:
+    """A weight [E, S] times x [S, N]: [E, N], dtypes and errors as in `linear`."""
+    if weight.ndim != 2 or x.ndim != 2 or weight.shape[1] != x.shape[0]:
+        raise ValueError(f"weight and x must be [E, S] and [S, N], not {list(weight.shape)} and {list(x.shape)}")
+    check(x.device, FLOATS, x=x)
+    check(x.device, (x.dtype,), weight=weight)
+    return _LeftProduct.apply(weight, x) if _takes(x.T, weight) else weight @ x
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -79,7 +79,7 @@ def _linear_mixer(config: ModelConfig, tokens: np.ndarray) -> np.ndarray:
     positions = config.max_genes + 1
     for number in range(config.layers):
         positions = 1 if number == config.layers - 1 else max(1, positions // 2)
-        flops = flops + 2 * config.width * tokens * (config.width + positions)
+        flops = flops + 2 * config.width * positions * (tokens + config.width)  # channels are mixed at the new positions
         tokens = np.full_like(tokens, positions)
     return flops
 

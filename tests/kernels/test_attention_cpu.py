@@ -53,6 +53,21 @@ def test_pads_attend_but_are_not_attended_to():
 
 
 @needs_native
+@pytest.mark.parametrize("key_lengths", [None, [5, 130, 33, 1], [3, 130, 20, 1], [1, 7, 1, 1]])
+def test_one_tensor_as_query_and_key_gets_the_sum_of_both_gradients(key_lengths):
+    lengths = [5, 130, 33, 1]
+    options = {} if key_lengths is None else {"key_lengths": torch.tensor(key_lengths, dtype=torch.int32)}
+    found = []
+    for dtype, function in ((BF16, attention), (F64, attention_oracle)):
+        both, value = (draw(169, 2, width, seed=i, dtype=dtype).requires_grad_() for i, width in enumerate((24, 40)))
+        out = function(both, both, value, offsets_of(lengths), scale=0.7, **options)
+        out.backward(draw(169, 2, 40, seed=7, dtype=dtype))
+        found.append([out.detach(), both.grad, value.grad])
+    for mine, truth in zip(*found, strict=True):
+        assert (mine - truth).abs().max() <= 2**-7 * truth.abs().max()
+
+
+@needs_native
 def test_large_and_small_scores():
     exact, ours = ([], [])
     for dtype, found in ((F64, exact), (BF16, ours)):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from scbench.kernels import backend
 from scbench.kernels import linear as module
-from scbench.kernels.linear import linear
+from scbench.kernels.linear import left_product, linear
 
 BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64
 TOLERANCE = {BF16: 2**-7, F32: 1e-5}
@@ -39,6 +39,22 @@ def test_values_and_gradients(monkeypatch, shape, width, biased, dtype):
         assert mine.dtype == dtype and mine.is_contiguous()
         error = (mine.double() - exact).norm() / exact.norm()
         assert error < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32, F64])
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(5, 13, 64), (256, 1, 40), (1, 33, 7)])
+def test_left_product(monkeypatch, rows, inner, columns, dtype):
+    monkeypatch.setattr(module, "SMALLEST", 0)
+    found = []
+    for function, of in ((left_product, dtype), (torch.mm, F64)):
+        inputs = [draw(*shape, seed=i, dtype=of).requires_grad_() for i, shape in enumerate([(rows, inner), (inner, columns)])]
+        out = function(*inputs)
+        found.append([out.detach(), *torch.autograd.grad(out, inputs, draw(rows, columns, seed=3, dtype=of))])
+    for mine, exact in zip(*found, strict=True):
+        assert mine.dtype == dtype and mine.is_contiguous()
+        assert (mine.double() - exact).norm() / exact.norm() < TOLERANCE.get(dtype, 1e-14)
+    with pytest.raises(ValueError, match="must be"):
+        left_product(draw(2, 3, seed=0, dtype=F32), draw(2, 3, seed=0, dtype=F32))
 
 
 def test_products_that_are_too_small_or_not_ours_are_torchs(monkeypatch):

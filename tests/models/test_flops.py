@@ -76,7 +76,7 @@ def test_a_cell_at_a_time_and_shared_queries():
 def test_short_cells_cost_a_linear_mixer_only_their_own_tokens():
     config = config_of("linear_mixer", layers=2)
     difference = encoder_flops(config, 21) - encoder_flops(config, 11)
-    assert difference == 10 * 16 * (2 * 16 + 2 * 16 + 2 * 10)  # value MLP, channels, 10 new positions
+    assert difference == 10 * 16 * (2 * 16 + 2 * 10)  # value MLP, 10 new positions
 
 
 def test_parameters_without_tables():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from scbench.kernels import random
+from scbench.kernels import backend, random
 from scbench.kernels.add_norm import dropout_oracle
 from scbench.models.dropout_keys import no_dropout
 
@@ -40,6 +40,26 @@ def test_recipe_aaai2025_attends_to_no_pads_and_drops_nothing(encoders):
     expected = torch.cat([oracle(encoder, x, genes, real) for x, genes, real in cells])
     leaves = {"states": states, **dict(encoder.named_parameters())}
     encoders.assert_same(encoder(states, batch, encoders.keys(batch)), expected, leaves)
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("lengths", "pad_to"), [([1], None), ([1, 1, 1], None), ([2, 1, 300, 40], None), ([3, 9, 2], 12)])
+def test_a_gene_at_a_time_is_a_token_at_a_time(encoders, monkeypatch, precision, lengths, pad_to):
+    """What a CPU computes once a gene, a GPU once a token."""
+    encoder = encoders.make("gnn", layers=2).to(precision)
+    states, batch = encoders.pack(*encoders.cells(lengths), pad_to=pad_to)
+    states = states.detach().to(precision).requires_grad_()
+    found, upstream = [], torch.randn(states.shape, generator=torch.Generator().manual_seed(4)).to(precision)
+    for forced in ("", "", "torch"):
+        with monkeypatch.context() as patch:
+            patch.setattr(backend, "FORCED", forced)
+            output = encoder(states, batch, no_dropout)
+            found.append([output, *torch.autograd.grad(output, [states, *encoder.parameters()], upstream)])
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.1}[precision]
+    for mine, again, theirs in zip(*found, strict=True):
+        assert torch.equal(mine, again) and mine.shape == theirs.shape and mine.dtype == theirs.dtype
+        mine, theirs = mine.detach(), theirs.detach()
+        assert float((mine - theirs).norm()) <= tolerance * max(1.0, float(theirs.norm()))
 
 
 def test_dropout_is_at_the_output(encoders):

@@ -7,7 +7,6 @@ from torch.nn import functional as F
 
 from scbench.errors import UserError
 from scbench.models.dropout_keys import no_dropout
-from scbench.models.encoders.linear_mixer import pool_positions
 
 
 def window(i, positions, new_positions):
@@ -47,12 +46,33 @@ def test_513_tokens(encoders):
     torch.testing.assert_close(encoder(states, batch, no_dropout), expected, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("positions", [1, 2, 3, 16, 17, 513])
-def test_the_pool_is_torchs_adaptive_one(positions):
-    x = torch.randn(2, positions, 3, dtype=torch.float64)
-    for new in {1, max(1, positions // 2)}:
-        expected = F.adaptive_avg_pool1d(x.transpose(1, 2), new).transpose(1, 2)
-        torch.testing.assert_close(pool_positions(x, new), expected)
+@pytest.mark.parametrize("max_genes", [16, 15])
+def test_pads_and_where_a_cell_lies_change_nothing(encoders, max_genes):
+    encoder = encoders.make("linear_mixer", max_genes=max_genes)
+    rows, genes = encoders.cells([max_genes + 1, 4, 1, max_genes + 1])
+    alone = [encoder(*encoders.pack([x], [g]), no_dropout)[0] for x, g in zip(rows, genes, strict=True)]
+    for pad_to in (None, max_genes):
+        together = encoder(*encoders.pack(rows, genes, pad_to=pad_to), no_dropout)
+        torch.testing.assert_close(together, torch.stack(alone), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("lengths", [[513, 513], [40, 513]])
+def test_bf16_is_near_float64(encoders, lengths):
+    encoder = encoders.make("linear_mixer", layers=6, max_genes=512, width=64)
+    states, batch = encoders.pack(*encoders.cells(lengths, width=64))
+    leaves = [states, *(p for name, p in encoder.named_parameters() if not name.endswith("position_mix.bias"))]  # no gradient
+    exact = encoder(states, batch, no_dropout)
+    expected = torch.autograd.grad(exact.sum(), leaves)
+    encoder.to(torch.bfloat16)
+    states = states.detach().to(torch.bfloat16).requires_grad_()
+    leaves = [states, *(p for name, p in encoder.named_parameters() if not name.endswith("position_mix.bias"))]
+    mine = encoder(states, batch, no_dropout)
+    assert mine.dtype == torch.float32
+    gradients = torch.autograd.grad(mine.sum(), leaves)
+    for ours, theirs in zip([mine, *gradients], [exact, *expected], strict=True):
+        assert float((ours - theirs).detach().norm() / theirs.detach().norm()) < 0.05
+    again = torch.autograd.grad(encoder(states, batch, no_dropout).sum(), leaves)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(gradients, again, strict=True))
 
 
 @pytest.mark.parametrize("max_genes", [15, 16])

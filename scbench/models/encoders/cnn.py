@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
 from scbench.kernels.add_norm import dropout, norm_gelu_add
+from scbench.kernels.convolution import convolution_pool
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.batch_norm import BatchNorm
 from scbench.models.encoders.dense import absent, to_dense
@@ -30,12 +31,12 @@ class CnnLayer(nn.Module):
         self.convolution = nn.Conv1d(width, width, KERNEL, self.stride, padding=KERNEL // 2)
         self.norm = BatchNorm(width) if config.recipe == "aaai2025" else nn.LayerNorm(width)
 
-    def forward(self, states: Tensor, lengths: Tensor, token_keys: Tensor | None) -> tuple[Tensor, Tensor]:
-        """states [B, S, D], zero past each cell's length; lengths [B]; dropout keys [B, ≥ S] → (states, lengths)."""
-        mixed, norm = self.convolution(states.transpose(1, 2)).transpose(1, 2), self.norm
+    def forward(self, states: Tensor, lengths: Tensor | None, token_keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """states [B, S, D], zero past each cell's length; lengths [B], None if all have S; dropout keys [B, ≥ S] → (states,
+        lengths)."""
+        convolution, norm = self.convolution, self.norm
+        mixed, pooled = convolution_pool(states, convolution.weight, convolution.bias, self.stride, lengths)
         length = mixed.shape[1]
-        candidates = states.masked_fill(absent(lengths, states.shape[1]), -torch.inf)
-        pooled = F.max_pool1d(candidates.transpose(1, 2), self.stride, ceil_mode=True).transpose(1, 2)
         token_keys = None if token_keys is None else token_keys[:, :length].flatten()
         if isinstance(norm, BatchNorm):
             output = pooled.flatten(0, 1) + dropout(F.gelu(norm(mixed)).flatten(0, 1), token_keys, self.probability)
@@ -43,8 +44,11 @@ class CnnLayer(nn.Module):
             output = norm_gelu_add(
                 mixed.flatten(0, 1), pooled.flatten(0, 1), norm.weight, norm.bias, token_keys, self.probability
             )
+        output = output.view(mixed.shape)
+        if lengths is None:
+            return output, None
         lengths = (lengths + self.stride - 1) // self.stride
-        return output.view(mixed.shape).masked_fill(absent(lengths, length), 0), lengths
+        return output.masked_fill(absent(lengths, length), 0), lengths
 
 
 class CnnEncoder(Encoder):
@@ -63,12 +67,16 @@ class CnnEncoder(Encoder):
 
     def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:
         """states [T, D] → cell embeddings [B, D], float32."""
-        length = batch.max_tokens
-        if self.config.recipe == "aaai2025":
-            dense, lengths = states.view(batch.n_cells, length, -1), torch.full_like(batch.lengths, length)
+        cells, length, lengths = batch.n_cells, batch.max_tokens, batch.lengths
+        # On a GPU the host would have to wait to know that no cell is shorter than another.
+        if self.config.recipe == "aaai2025" or (not states.is_cuda and bool((lengths == length).all())):
+            dense, lengths = states.view(cells, length, states.shape[1]), None
         else:
-            dense, lengths = to_dense(states, batch, length).masked_fill(absent(batch.lengths, length), 0), batch.lengths
+            dense = to_dense(states, batch, length).masked_fill(absent(lengths, length), 0)
         for number, layer in enumerate(self.layers):
             token_keys = keys(number)
-            dense, lengths = layer(dense, lengths, None if token_keys is None else to_dense(token_keys, batch, length))
-        return dense.sum(1, dtype=torch.promote_types(dense.dtype, torch.float32)) / lengths[:, None]
+            if token_keys is not None:
+                token_keys = token_keys.view(cells, length) if lengths is None else to_dense(token_keys, batch, length)
+            dense, lengths = layer(dense, lengths, token_keys)
+        sums = dense.sum(1, dtype=torch.promote_types(dense.dtype, torch.float32))
+        return sums / (dense.shape[1] if lengths is None else lengths[:, None])

@@ -1,11 +1,14 @@
 """Graph encoder: how much a gene takes from another depends on the two genes alone, not on their values."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
+from scbench.kernels import backend
 from scbench.kernels.add_norm import norm_gelu_add
 from scbench.kernels.attention import attention
 from scbench.kernels.table_rows import table_rows
@@ -14,6 +17,25 @@ from scbench.models.encoders.encoder import Encoder
 from scbench.models.linear_layer import Linear
 
 FACTOR_WIDTH = 64
+
+
+class Genes(NamedTuple):
+    """The genes whose factors are computed."""
+
+    ids: Tensor  # int [U], rows of the tables
+    order: Tensor  # int [U], stable sort of them
+    of_tokens: Tensor | None  # int [T], which of them a token is; None: they are the tokens' own, one a token
+
+    @classmethod
+    def of(cls, batch: CellBatch) -> "Genes":
+        """Each gene once, whatever cells it is in; on a GPU, whose host would wait for their number, each token's."""
+        if not backend.use_native(batch.genes):
+            return cls(batch.genes, batch.gene_order, None)
+        order = batch.gene_order.long()
+        ids, of_sorted = batch.genes[order].unique_consecutive(return_inverse=True)
+        of_tokens = torch.empty_like(of_sorted)
+        of_tokens[order] = of_sorted
+        return cls(ids, torch.arange(len(ids)), of_tokens)
 
 
 class GnnLayer(nn.Module):
@@ -33,16 +55,19 @@ class GnnLayer(nn.Module):
         self.linear = Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:
+    def forward(self, states: Tensor, batch: CellBatch, genes: Genes, keys: DropoutKeys) -> Tensor:
         """states [T, D] → [T, D]."""
-        rows = table_rows(self.factor_linear_table, batch.genes, batch.gene_order)
+        rows = table_rows(self.factor_linear_table, genes.ids, genes.order)
         f = self.factor_mlp2(F.gelu(self.factor_mlp1(rows)))
-        g = table_rows(self.factor_table, batch.genes, batch.gene_order)
-        factors = torch.cat([f, g], 1)[:, None]  # one head
-        mixed = attention(factors, factors, states[:, None], batch.cell_offsets, scale=1.0, key_lengths=batch.lengths,
+        g = table_rows(self.factor_table, genes.ids, genes.order)
+        factors = torch.cat([f, g], 1)
+        if genes.of_tokens is not None:
+            factors = table_rows(factors, genes.of_tokens, batch.gene_order)
+        factors = factors.unsqueeze(1)  # one head
+        mixed = attention(factors, factors, states.unsqueeze(1), batch.cell_offsets, scale=1.0, key_lengths=batch.lengths,
                           max_tokens=batch.max_tokens)
         norm, token_keys = self.norm, keys(self.number)
-        return norm_gelu_add(self.linear(mixed[:, 0]), states, norm.weight, norm.bias, token_keys, self.probability)
+        return norm_gelu_add(self.linear(mixed.flatten(1)), states, norm.weight, norm.bias, token_keys, self.probability)
 
 
 class GnnEncoder(Encoder):
@@ -54,8 +79,9 @@ class GnnEncoder(Encoder):
 
     def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:
         """states [T, D] → [T, D]."""
+        genes = Genes.of(batch)
         for layer in self.layers:
-            states = layer(states, batch, keys)
+            states = layer(states, batch, genes, keys)
         return states
 
     def initialize(self, name: str, parameter: Tensor, generator: torch.Generator) -> bool:

@@ -7,42 +7,63 @@ from torch.nn import functional as F
 from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
 from scbench.errors import UserError
+from scbench.kernels.add_norm import norm_gelu_add
+from scbench.kernels.linear import left_product, linear
+from scbench.kernels.pool_positions import pool_positions
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.batch_norm import BatchNorm
-from scbench.models.encoders.dense import absent, to_dense
 from scbench.models.encoders.encoder import Encoder
 from scbench.models.linear_layer import Linear
 
 
-def pool_positions(states: Tensor, positions: int) -> Tensor:
-    """Adaptive average pool of [B, S, D] to [B, S // 2 or 1, D]: its windows are 2 (S odd: 3) wide, or everything.
-
-    Not torch's own adaptive pool, whose gradient has no fixed order on a GPU.
-    """
-    window = states.shape[1] - 2 * (positions - 1)
-    return F.avg_pool1d(states.transpose(1, 2), window, stride=2).transpose(1, 2)
-
-
 class LinearMixerLayer(nn.Module):
-    """x ← GELU(norm(mix of positions(mix of channels(x)))) + average pool of x."""
+    """x ← GELU(norm(mix of positions(mix of channels(x)))) + average pool of x.
+
+    Computed as mix of channels(mix of positions(x)), the same thing: both are linear, and there are half as many positions
+    to mix the channels of. The bias of the channels becomes, at each new position, its multiple by the sum of what that
+    position takes from the old ones.
+    """
 
     def __init__(self, config: ModelConfig, positions: int, new_positions: int):
         super().__init__()
         width = config.width
         self.new_positions = new_positions
         self.channel_mix = Linear(width, width)
-        self.position_mix = Linear(positions, new_positions)
+        self.position_mix = nn.Linear(positions, new_positions)
         self.norm = BatchNorm(width) if config.recipe == "aaai2025" else nn.LayerNorm(width)
 
     def forward(self, states: Tensor, present: Tensor | None) -> Tensor:
-        """states [B, S, D] → [B, S', D]; present, 1 or 0 [B, S, 1]: the positions that take part, None for all; the others'
+        """states [S, B, D] → [S', B, D]; present, 1 or 0 [S, B]: the positions that take part, None for all; the others'
         states are 0."""
-        mixed, pooled = self.channel_mix(states), pool_positions(states, self.new_positions)
-        if present is not None:
-            mixed = mixed * present  # the bias filled the absent ones
-            pooled = pooled / pool_positions(present, self.new_positions).clamp(min=1 / states.shape[1])
-        mixed = self.position_mix(mixed.transpose(1, 2)).transpose(1, 2)
-        return F.gelu(self.norm(mixed)) + pooled
+        cells, width = states.shape[1:]
+        pooled, weight = pool_positions(states, self.new_positions), self.position_mix.weight
+        if present is None:
+            taken = weight.sum(1, keepdim=True)
+        else:
+            taken = weight @ present
+            pooled = pooled / pool_positions(present, self.new_positions).clamp(min=1 / len(states))[..., None]
+        mixed = left_product(weight, states.flatten(1)).view(-1, width)
+        mixed = linear(mixed, self.channel_mix.weight)
+        bias = taken[..., None] * self.channel_mix.bias + self.position_mix.bias[:, None, None]
+        mixed = mixed.view(-1, cells, width) + bias
+        norm = self.norm
+        if isinstance(norm, BatchNorm):
+            return F.gelu(norm(mixed)) + pooled
+        rows = norm_gelu_add(mixed.flatten(0, 1), pooled.flatten(0, 1), norm.weight, norm.bias, None, 0.0)
+        return rows.view(pooled.shape)
+
+
+def positions_first(states: Tensor, batch: CellBatch, positions: int) -> Tensor:
+    """[T, D] → [positions, B, D], zero past each cell's end: to mix positions is then one product of matrices."""
+    cells, n_tokens = batch.n_cells, states.shape[0]
+    if n_tokens == cells * positions:
+        return states.view(cells, positions, -1).transpose(0, 1).contiguous()
+    lengths = batch.cell_offsets.diff()
+    numbers = torch.arange(cells, device=states.device)
+    numbers = (numbers - batch.cell_offsets[:-1].long() * cells).repeat_interleave(lengths, output_size=n_tokens)
+    places = torch.arange(n_tokens, device=states.device) * cells + numbers
+    dense = states.new_zeros(positions * cells, states.shape[1]).index_copy(0, places, states)
+    return dense.view(positions, cells, -1)
 
 
 class LinearMixerEncoder(Encoder):
@@ -71,11 +92,11 @@ class LinearMixerEncoder(Encoder):
         if batch.max_tokens > self.positions:
             raise UserError(f"a cell has {batch.max_tokens - 1} genes, and this linear_mixer model takes at most "
                             f"{self.positions - 1}: sample longer cells, or pretrain with a larger --max-genes.")
-        if self.config.recipe == "aaai2025":
-            dense, present = states.view(batch.n_cells, self.positions, -1), None
-        else:
-            present = (~absent(batch.lengths, self.positions)).to(states.dtype)
-            dense = to_dense(states, batch, self.positions) * present
+        dense, present = positions_first(states, batch, self.positions), None
+        # A GPU would have to be waited for to know that no cell lacks any.
+        if self.config.recipe != "aaai2025" and (dense.is_cuda or (batch.lengths < self.positions).any()):
+            present = (torch.arange(self.positions, device=dense.device)[:, None] < batch.lengths).to(dense.dtype)
+            dense = dense * present[..., None]
         for layer in self.layers:
             dense, present = layer(dense, present), None
-        return dense[:, 0].to(torch.promote_types(dense.dtype, torch.float32))
+        return dense[0].to(torch.promote_types(dense.dtype, torch.float32))

@@ -1,0 +1,251 @@
+/* The largest of each pair of rows, and the gradient of a convolution's weights in bf16: the work of
+   kernels/convolution_cpu.py.
+
+   Pairs of rows. Threads take CHUNK rows of the output at a time; a row belongs to one thread. Elements are bf16 or fp32.
+
+   Weights. For tap k the gradient [E, D] is the product of the output's gradient, transposed [E, tokens], and the rows that
+   the tap saw [tokens, D]: a sum over tokens, two of them a word for vdpbf16ps. All cells are one stream of pairs of tokens;
+   behind each cell stand pairs whose gradient is zero, so that every tap sees a row that is as far away for all pairs. An item
+   is some rows by COLUMNS columns of the result, for all taps: its sums, in fp32, stay in the second-level cache, the rows that
+   a tap sees of PAIRS pairs in the first. One thread makes an item's sums in the stream's order: the same bits whatever the
+   threads and the items' size. */
+
+#include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
+
+#define CHUNK 64
+#define WIDEST 16384 /* columns */
+
+struct job {
+    const char *x, *grad;   /* [cells, rows, width], [cells, out_rows, width or out_width] */
+    char *out;              /* pool: [cells, out_rows, width]; pool_backward: x's gradient, added to; weight_gradient: [E, D, K] */
+    char *grad_bias;        /* weight_gradient: [E] */
+    const int64_t *lengths; /* [cells]: the rows of a cell that count; NULL: all */
+    int64_t cells, rows, out_rows, width, out_width, stride, taps, item_rows; /* item_rows: a multiple of 6, 264 at most */
+    int32_t bf16;
+    _Atomic int32_t threads; /* that began */
+    _Atomic int64_t taken;   /* chunks, or items, that were begun */
+    char *scratch;           /* scratch_bytes a thread, 64-byte aligned */
+    int64_t scratch_bytes;
+};
+
+static inline uint16_t rounded(float x) { /* to nearest, ties to even */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+/* Row r of a tensor as fp32. */
+static void load(const struct job *job, const char *tensor, int64_t r, float *restrict to) {
+    int64_t n = job->width;
+    if (!job->bf16) {
+        memcpy(to, tensor + r * n * 4, (size_t)n * 4);
+        return;
+    }
+    const uint16_t *restrict from = (const uint16_t *)tensor + r * n;
+    for (int64_t c = 0; c < n; c++) {
+        uint32_t bits = (uint32_t)from[c] << 16;
+        memcpy(to + c, &bits, 4);
+    }
+}
+
+static void store(const struct job *job, char *tensor, int64_t r, const float *restrict from) {
+    int64_t n = job->width;
+    if (!job->bf16) {
+        memcpy(tensor + r * n * 4, from, (size_t)n * 4);
+        return;
+    }
+    uint16_t *restrict to = (uint16_t *)tensor + r * n;
+    for (int64_t c = 0; c < n; c++) to[c] = rounded(from[c]);
+}
+
+/* What a thread has of the rows at hand. */
+struct row {
+    float first[WIDEST], second[WIDEST], grad[WIDEST], sum[WIDEST];
+};
+
+/* Row p of a cell's output from its rows 2 p and 2 p + 1; of equals the first is taken, NaN before all numbers. */
+static void pool_row(const struct job *job, struct row *row, int64_t cell, int64_t p, int64_t length) {
+    int64_t n = job->width, from = cell * job->rows + 2 * p;
+    float *restrict a = row->first, *restrict b = row->second;
+    if (2 * p >= length) memset(a, 0, (size_t)n * sizeof *a);
+    else load(job, job->x, from, a);
+    if (2 * p + 1 < length) {
+        load(job, job->x, from + 1, b);
+        for (int64_t c = 0; c < n; c++) a[c] = b[c] > a[c] || b[c] != b[c] ? b[c] : a[c];
+    }
+    store(job, job->out, cell * job->out_rows + p, a);
+}
+
+/* The gradient of row p of a cell's output, added to that of the rows it was made of. */
+static void pool_backward_row(const struct job *job, struct row *row, int64_t cell, int64_t p, int64_t length) {
+    int64_t n = job->width, stride = job->stride, to = cell * job->rows + stride * p;
+    float *restrict a = row->first, *restrict b = row->second, *restrict g = row->grad, *restrict s = row->sum;
+    int pair = stride == 2 && 2 * p + 1 < length;
+    load(job, job->grad, cell * job->out_rows + p, g);
+    if (pair) {
+        load(job, job->x, to, a);
+        load(job, job->x, to + 1, b);
+        for (int64_t c = 0; c < n; c++) a[c] = b[c] > a[c] || b[c] != b[c] ? 1.0f : 0.0f; /* a becomes: is it the second */
+    }
+    for (int64_t r = 0; r < stride && stride * p + r < length; r++) {
+        load(job, job->out, to + r, s);
+        if (pair)
+            for (int64_t c = 0; c < n; c++) s[c] += a[c] == (float)r ? g[c] : 0;
+        else
+            for (int64_t c = 0; c < n; c++) s[c] += g[c];
+        store(job, job->out, to + r, s);
+    }
+}
+
+/* What each thread runs over the rows of the pool's output. */
+static void work(struct job *job, void (*work_row)(const struct job *, struct row *, int64_t, int64_t, int64_t)) {
+    struct row row;
+    int64_t all = job->cells * job->out_rows;
+    for (int64_t chunk; (chunk = atomic_fetch_add(&job->taken, 1)) * CHUNK < all;)
+        for (int64_t r = chunk * CHUNK; r < (chunk + 1) * CHUNK && r < all; r++) {
+            int64_t cell = r / job->out_rows;
+            work_row(job, &row, cell, r % job->out_rows, job->lengths ? job->lengths[cell] : job->rows);
+        }
+}
+
+void pool(void *job) { work(job, pool_row); }
+void pool_backward(void *job) { work(job, pool_backward_row); }
+
+#ifndef __AVX512BF16__
+
+int64_t scratch_bytes(int64_t taps, int64_t stride) { return 0; } /* not on this processor */
+void weight_gradient(void *given) {}
+
+#else
+
+#include <immintrin.h>
+
+#define LANES 16      /* words, or floats, of a vector */
+#define TILE_ROWS 6   /* of the result, whose sums are in registers */
+#define ITEM_ROWS 264   /* at most: a multiple of TILE_ROWS */
+#define PADDED_ROWS 304 /* words from a pair's gradients to the next's: ITEM_ROWS in 32s, and no power of two */
+#define COLUMNS 64    /* four vectors */
+#define PAIRS 96      /* pairs of tokens at a time */
+
+typedef uint32_t word; /* two bf16, the first in the low half */
+
+/* A thread's scratch memory. */
+struct scratch {
+    word *grads;  /* [PAIRS, PADDED_ROWS] */
+    word *seen;   /* [spread, phase rows, COLUMNS]: each row with the one `stride` rows on; rows p spread + k lie together */
+    float *sums;  /* [taps, ITEM_ROWS, COLUMNS] */
+};
+
+/* Rows that one phase of `seen` has. */
+static inline int64_t phase_rows(int64_t taps, int64_t stride) { return PAIRS + (taps - 1) / (2 * stride) + 1; }
+
+int64_t scratch_bytes(int64_t taps, int64_t stride) {
+    return (PAIRS * PADDED_ROWS + 2 * stride * phase_rows(taps, stride) * COLUMNS + taps * ITEM_ROWS * COLUMNS) * 4;
+}
+
+/* 32 bf16 of each of two rows, of which the first `some` exist (NULL: none), to 32 words. */
+static inline void pair_rows(const uint16_t *low, const uint16_t *high, int64_t some, word *to) {
+    const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
+                                           39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+    __mmask32 mask = some >= 32 ? 0xffffffffu : some <= 0 ? 0 : (1u << some) - 1;
+    __m512i a = low ? _mm512_maskz_loadu_epi16(mask, low) : _mm512_setzero_si512();
+    __m512i b = high ? _mm512_maskz_loadu_epi16(mask, high) : _mm512_setzero_si512();
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, first, b));
+    _mm512_storeu_si512(to + LANES, _mm512_permutex2var_epi16(a, second, b));
+}
+
+/* Row r of a cell from column `start`, NULL where there is none. */
+static inline const uint16_t *row_at(const char *tensor, int64_t cell, int64_t r, int64_t rows, int64_t width, int64_t start) {
+    return r < 0 || r >= rows ? NULL : (const uint16_t *)tensor + (cell * rows + r) * width + start;
+}
+
+/* A tile of C += A B: TILE_ROWS x COLUMNS sums stay in registers. */
+static void tile(int64_t pairs, const word *a, const word *b, float *c) {
+    __m512 sum[TILE_ROWS][4];
+#pragma GCC unroll 6
+    for (int i = 0; i < TILE_ROWS; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) sum[i][j] = _mm512_load_ps(c + i * COLUMNS + j * LANES);
+    for (int64_t p = 0; p < pairs; p++, a += PADDED_ROWS, b += COLUMNS) {
+        __m512i right[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) right[j] = _mm512_load_si512(b + j * LANES);
+#pragma GCC unroll 6
+        for (int i = 0; i < TILE_ROWS; i++) {
+            __m512i left = _mm512_set1_epi32((int)a[i]);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], (__m512bh)left, (__m512bh)right[j]);
+        }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < TILE_ROWS; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) _mm512_store_ps(c + i * COLUMNS + j * LANES, sum[i][j]);
+}
+
+/* A row of sums to bf16, in its place. */
+static inline void round_row(float *row) {
+    for (int64_t c = 0; c < COLUMNS; c += LANES)
+        _mm256_storeu_si256((__m256i *)((uint16_t *)row + c), (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(row + c)));
+}
+
+/* The gradients of some rows of the weight, from `row`, and columns from `column`. */
+static void item(const struct job *job, struct scratch *s, int64_t row, int64_t column) {
+    int64_t taps = job->taps, stride = job->stride, before = taps / 2, spread = 2 * stride, phase = phase_rows(taps, stride) * COLUMNS;
+    int64_t pairs_of_cell = (job->out_rows + 1) / 2 + (taps + spread - 2) / spread, all = job->cells * pairs_of_cell;
+    int64_t some_rows = job->out_width - row < job->item_rows ? job->out_width - row : job->item_rows;
+    int64_t some = job->width - column < COLUMNS ? job->width - column : COLUMNS;
+    float biases[PADDED_ROWS] __attribute__((aligned(64))) = {0};
+    memset(s->sums, 0, (size_t)(taps * ITEM_ROWS * COLUMNS) * 4);
+    for (int64_t start = 0; start < all; start += PAIRS) {
+        int64_t pairs = all - start < PAIRS ? all - start : PAIRS;
+        for (int64_t p = 0; p < pairs; p++) {
+            int64_t cell = (start + p) / pairs_of_cell, r = (start + p) % pairs_of_cell * 2;
+            const uint16_t *low = row_at(job->grad, cell, r, job->out_rows, job->out_width, row);
+            const uint16_t *high = row_at(job->grad, cell, r + 1, job->out_rows, job->out_width, row);
+            word *to = s->grads + p * PADDED_ROWS;
+            for (int64_t e = 0; e < some_rows; e += 32) pair_rows(low ? low + e : low, high ? high + e : high, some_rows - e, to + e);
+            if (column == 0)
+                for (int64_t e = 0; e < some_rows; e += LANES)
+                    _mm512_store_ps(biases + e, _mm512_dpbf16_ps(_mm512_load_ps(biases + e), (__m512bh)_mm512_load_si512(to + e),
+                                                                 (__m512bh)_mm512_set1_epi32(0x3f803f80)));
+        }
+        for (int64_t q = 0; q < spread * pairs + taps - 1; q++) {
+            int64_t place = spread * start + q, cell = place / (spread * pairs_of_cell);
+            int64_t r = place % (spread * pairs_of_cell) - before;
+            if (cell == job->cells) r = job->rows; /* there is none */
+            const uint16_t *low = row_at(job->x, cell, r, job->rows, job->width, column);
+            const uint16_t *high = row_at(job->x, cell, r + stride, job->rows, job->width, column);
+            word *to = s->seen + q % spread * phase + q / spread * COLUMNS;
+            for (int64_t c = 0; c < COLUMNS; c += 32) pair_rows(low ? low + c : low, high ? high + c : high, some - c, to + c);
+        }
+        for (int64_t k = 0; k < taps; k++)
+            for (int64_t e = 0; e < some_rows; e += TILE_ROWS)
+                tile(pairs, s->grads + e, s->seen + k % spread * phase + k / spread * COLUMNS,
+                     s->sums + (k * ITEM_ROWS + e) * COLUMNS);
+    }
+    for (int64_t e = 0; e < some_rows; e++) {
+        uint16_t *to = (uint16_t *)job->out + ((row + e) * job->width + column) * taps;
+        const uint16_t *from = (const uint16_t *)(s->sums + e * COLUMNS);
+        for (int64_t k = 0; k < taps; k++) round_row(s->sums + (k * ITEM_ROWS + e) * COLUMNS);
+        for (int64_t c = 0; c < some; c++)
+            for (int64_t k = 0; k < taps; k++) to[c * taps + k] = from[k * 2 * ITEM_ROWS * COLUMNS + c];
+        if (column == 0) ((uint16_t *)job->grad_bias)[row + e] = rounded(biases[e]);
+    }
+}
+
+/* What each thread runs. */
+void weight_gradient(void *given) {
+    struct job *job = given;
+    word *memory = (word *)(job->scratch + atomic_fetch_add(&job->threads, 1) * job->scratch_bytes);
+    struct scratch s = {memory, memory + PAIRS * PADDED_ROWS, NULL};
+    s.sums = (float *)(s.seen + 2 * job->stride * phase_rows(job->taps, job->stride) * COLUMNS);
+    int64_t across = (job->width + COLUMNS - 1) / COLUMNS, down = (job->out_width + job->item_rows - 1) / job->item_rows;
+    for (int64_t i; (i = atomic_fetch_add(&job->taken, 1)) < across * down;)
+        item(job, &s, i / across * job->item_rows, i % across * COLUMNS);
+}
+
+#endif
