@@ -16,6 +16,14 @@ from scbench.models.encoders.encoder import Encoder
 KERNEL = 9
 
 
+class ConvolutionPool(nn.Conv1d):
+    """torch's convolution, parameters and all, along rows, and the pool beside it."""
+
+    def forward(self, states: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As kernels.convolution.convolution_pool."""
+        return convolution_pool(states, self.weight, self.bias, self.stride[0], lengths)
+
+
 class CnnLayer(nn.Module):
     """x ← dropout(GELU(norm(conv x))) + maxpool x, at stride 2 except in layers 0, 6, …
 
@@ -28,14 +36,13 @@ class CnnLayer(nn.Module):
         width = config.width
         self.number, self.probability = number, config.dropout
         self.stride = 1 if number % 6 == 0 else 2
-        self.convolution = nn.Conv1d(width, width, KERNEL, self.stride, padding=KERNEL // 2)
+        self.convolution = ConvolutionPool(width, width, KERNEL, self.stride)
         self.norm = BatchNorm(width) if config.recipe == "aaai2025" else nn.LayerNorm(width)
 
     def forward(self, states: Tensor, lengths: Tensor | None, token_keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """states [B, S, D], zero past each cell's length; lengths [B], None if all have S; dropout keys [B, ≥ S] → (states,
         lengths)."""
-        convolution, norm = self.convolution, self.norm
-        mixed, pooled = convolution_pool(states, convolution.weight, convolution.bias, self.stride, lengths)
+        (mixed, pooled), norm = self.convolution(states, lengths), self.norm
         length = mixed.shape[1]
         token_keys = None if token_keys is None else token_keys[:, :length].flatten()
         if isinstance(norm, BatchNorm):
