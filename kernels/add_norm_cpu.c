@@ -13,7 +13,7 @@
 #define CHUNK 64
 #define LANES 16
 #define WIDEST 16384 /* columns */
-#ifdef __FMA__ /* one rounding and half the time; the compiler itself may not contract (native.py) */
+#ifdef __FMA__ /* the compiler itself may not contract (native.py) */
 #define FMA(a, b, c) __builtin_fmaf(a, b, c)
 #else
 #define FMA(a, b, c) ((a) * (b) + (c))
