@@ -15,6 +15,7 @@ def plot(rows: list[dict], path: Path) -> None:
     figure = Figure(figsize=(1 + 5 * len(batches), 1.9 + 0.5 * len(structures)), layout="constrained")
     figure.suptitle("Training steps in bf16 on one GPU: predicted, not measured")
     thickness = 0.8 / len(gpus)
+    ends = min(row["cells_per_second_low"] for row in rows) / 1.2, max(row["cells_per_second_high"] for row in rows) * 1.2
     for axes, cells in zip(figure.subplots(1, len(batches), sharey=True, squeeze=False)[0], batches, strict=True):
         for number, gpu in enumerate(gpus):
             here = [row for row in rows if (row["gpu"], row["batch_cells"]) == (gpu, cells)]
@@ -23,7 +24,7 @@ def plot(rows: list[dict], path: Path) -> None:
             lengths = [row["cells_per_second_high"] - start for row, start in zip(here, low, strict=True)]
             axes.barh(places, lengths, 0.85 * thickness, left=low, color=COLOURS[number], label=gpu.upper())
         axes.set(title=f"{cells} cells a step", xlabel="cells a second, low to high bound", xscale="log",
-                 yticks=range(len(structures)), yticklabels=structures)
+                 yticks=range(len(structures)), yticklabels=structures, xlim=ends)
         axes.set_ylim(len(structures) - 0.5, -0.5)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:,.0f}")

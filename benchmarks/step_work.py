@@ -6,7 +6,8 @@ Forward and backward run at their true shapes on meta tensors, which compute not
 - one of our ops is one operation: its launcher runs up to its Triton launches, which are counted; it moves what must move
   (required_bytes.py) times what traffic.py counted over that, for the same op and direction;
 - plain attention is flash-attn's: its inputs and outputs, and an fp32 sum of the queries' gradient that is zeroed, added to
-  and read; the backward multiplies five times to the forward's two.
+  and read; the backward multiplies five times to the forward's two;
+- an RMSNorm is one launch a direction, as in torch's CUDA builds.
 
 The update is counted on the CPU: DeepSpeed (ZeRO 1, one rank) around the model's own parameters, with a forward and backward
 that only hand over gradients. So its reductions are in, the gradient's norm, clipping and AdamW.
@@ -31,6 +32,7 @@ from meter import operation_bytes
 from options import Options
 from ours import ScbenchStep
 from torch import Tensor
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from triton.runtime.jit import JITFunction
@@ -174,24 +176,20 @@ def _metered(meter: Meter, op: str, facts: Facts, ratios: dict[tuple[str, str], 
     return patch.multiple(function, forward=staticmethod(metered_forward), backward=staticmethod(metered_backward))
 
 
-class _Flash(torch.autograd.Function):
-    """flash-attn by its shapes."""
+class _Fused(torch.autograd.Function):
+    """A fused operation of GPUs by its shapes: the output is like the last input; `works`: bytes, FLOPs and launches."""
 
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, meter: Meter, facts: Facts) -> Tensor:
-        needed = required_bytes.FORMULAS["attention"](query, key, value, None)
-        ctx.like, ctx.meter = (query, key, value), meter
-        flops = 4 * query.shape[1] * query.shape[2] * facts.pairs
-        ctx.there = needed[1] + FLASH_SUMS * query.numel(), FLASH_PRODUCTS * flops
-        with meter.one("flash_attn", needed[0], flops, "bf16"):
-            meter.inside = FLASH_LAUNCHES[0]
-            return value.new_empty(value.shape)
+    def forward(ctx, meter: Meter, name: str, works: tuple[tuple, tuple], *inputs: Tensor) -> Tensor:
+        ctx.of = meter, name, works[1], inputs
+        meter.operations.append(Operation(name, *works[0], "bf16"))
+        return inputs[-1].new_empty(inputs[-1].shape)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        with ctx.meter.one("flash_attn", *ctx.there, "bf16"):
-            ctx.meter.inside = FLASH_LAUNCHES[1]
-            return *(x.new_empty(x.shape) for x in ctx.like), None, None
+        meter, name, work, inputs = ctx.of
+        meter.operations.append(Operation(name, *work, "bf16"))
+        return None, None, None, *(x.new_empty(x.shape) for x in inputs)
 
 
 @contextmanager
@@ -203,7 +201,16 @@ def _as_on_a_gpu(meter: Meter, facts: Facts, ratios: dict[tuple[str, str], float
         return "flash_attn" if plain else path_of(query, plain=plain)
 
     def flash(query, key, value, cell_offsets, longest) -> Tensor:
-        return _Flash.apply(query, key, value, meter, facts)
+        moved = required_bytes.FORMULAS["attention"](query, key, value, cell_offsets)
+        flops = 4 * query.shape[1] * query.shape[2] * facts.pairs
+        works = ((moved[0], flops, FLASH_LAUNCHES[0]),
+                 (moved[1] + FLASH_SUMS * query.numel(), FLASH_PRODUCTS * flops, FLASH_LAUNCHES[1]))
+        return _Fused.apply(meter, "flash_attn", works, query, key, value)
+
+    def rms_norm(x: Tensor, shape: tuple[int], weight: Tensor, eps: float) -> Tensor:
+        rest = weight.nbytes + 4 * (x.numel() // len(weight))  # and a number a row
+        works = (2 * x.nbytes + rest, 0, 1), (3 * x.nbytes + rest + weight.nbytes, 0, 1)
+        return _Fused.apply(meter, "rms_norm", works, weight, x)
 
     def rows(table: Tensor, genes: Tensor) -> int:
         return facts.distinct * table.shape[1] * table.element_size()
@@ -212,7 +219,8 @@ def _as_on_a_gpu(meter: Meter, facts: Facts, ratios: dict[tuple[str, str], float
         for patched in (
             patch.object(Tensor, "is_cuda", True), patch.object(backend, "use_triton", lambda _: True),
             patch.object(backend, "_second_level_cache", lambda _: CACHE), patch.object(attention, "attention_path", path),
-            patch.object(attention, "_flash", flash), patch.object(required_bytes, "_rows", rows),
+            patch.object(attention, "_flash", flash), patch.object(functional, "rms_norm", rms_norm),
+            patch.object(required_bytes, "_rows", rows),
             patch.object(selective_scan_triton, "_lanes", lambda: 32), patch.object(JITFunction, "run", meter.launch),
             *(_metered(meter, op, facts, ratios) for op in FUNCTIONS),
         ):

@@ -13,6 +13,11 @@
 #define CHUNK 64
 #define LANES 16
 #define WIDEST 16384 /* columns */
+#ifdef __FMA__ /* the compiler itself may not contract (native.py) */
+#define FMA(a, b, c) __builtin_fmaf(a, b, c)
+#else
+#define FMA(a, b, c) ((a) * (b) + (c))
+#endif
 
 struct job {
     const char *x, *residual, *grad, *kept; /* [rows, width]; `kept`: relu_dropout's output */
@@ -133,12 +138,19 @@ static inline float normal(float x, float *density) {
     float rest = (power - (float)whole) * 0.69314718f;
     uint32_t bits = (uint32_t)(whole + 127) << 23; /* whole >= -122 */
     memcpy(&factor, &bits, 4);
-    float exponential = factor * (1 + rest * (1 + rest * (0.5f + rest * (1.6666667e-1f + rest * (4.1666667e-2f +
-                        rest * (8.3333333e-3f + rest * 1.3888889e-3f))))));
+    float series = FMA(rest, 1.3888889e-3f, 8.3333333e-3f);
+    series = FMA(rest, series, 4.1666667e-2f);
+    series = FMA(rest, series, 1.6666667e-1f);
+    series = FMA(rest, series, 0.5f);
+    series = FMA(rest, series, 1.0f);
+    float exponential = factor * FMA(rest, series, 1.0f);
     *density = exponential * 0.39894228f;
-    float t = 1 / (1 + 0.2316419f * far);
-    float tail = 0.5f * exponential * t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f +
-                 t * 1.061405429f))));
+    float t = 1 / FMA(0.2316419f, far, 1.0f);
+    series = FMA(t, 1.061405429f, -1.453152027f);
+    series = FMA(t, series, 1.421413741f);
+    series = FMA(t, series, -0.284496736f);
+    series = FMA(t, series, 0.254829592f);
+    float tail = 0.5f * exponential * t * series;
     return 0.5f + copysignf(0.5f - tail, x);
 }
 

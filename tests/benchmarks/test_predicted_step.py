@@ -67,7 +67,7 @@ def counted(folder) -> dict:
     shape = {"width": WIDTH, "heads": 2, "genes": GENES, "batch_cells": CELLS, "vocabulary_size": VOCABULARY}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BENCHMARKS)}
     process = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(shape), json.dumps(list(map(str, TINY))), folder],
-                             capture_output=True, text=True, timeout=300, env=environment)
+                             capture_output=True, text=True, timeout=900, env=environment)
     assert process.returncode == 0, process.stderr[-3000:]
     return json.loads(process.stdout.partition("RESULT")[2])
 
@@ -121,6 +121,14 @@ def test_every_layer_costs_the_same(counted):
     moved = {name: sum(x[1] for x in two if x[0] == name) - sum(x[1] for x in one if x[0] == name) for name in ("addmm", "mm")}
     assert moved["addmm"] == (4 + 2 + 2 + 2) * states + 6 * weights + 6 * WIDTH * 2  # q, k, v: one in, three out
     assert moved["mm"] == 2 * ((4 + 2 + 2 + 2) * states + 6 * weights)
+
+
+def test_an_rms_norm_passes_over_its_states_twice_and_thrice(counted):
+    operations = counted["work"]["mamba 1"]["operations"]
+    states, numbers, weight = CELLS * (GENES + 1) * WIDTH * 2, CELLS * (GENES + 1) * 4, WIDTH * 2
+    moved = [x[1] for x in operations if x[0] == "rms_norm"]  # the layer's and the last, there and back
+    assert moved == [2 * states + numbers + weight] * 2 + [3 * states + numbers + 2 * weight] * 2
+    assert not any(x[0] in ("pow", "rsqrt") for x in operations)
 
 
 def test_adamw_reads_seven_and_writes_three_numbers_of_a_parameter(counted):

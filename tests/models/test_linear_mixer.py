@@ -20,7 +20,8 @@ def oracle(encoder, x):
     for i, layer in enumerate(encoder.layers):
         new = 1 if i == len(encoder.layers) - 1 else max(1, positions // 2)
         assert layer.position_mix.weight.shape == (new, positions)
-        mixed = layer.position_mix.weight[:, : len(x)] @ layer.channel_mix(x) + layer.position_mix.bias[:, None]
+        channels = F.linear(x, layer.channel_mix.weight, layer.channel_mix.bias)
+        mixed = layer.position_mix.weight[:, : len(x)] @ channels + layer.position_mix.bias[:, None]
         y = F.gelu(F.layer_norm(mixed, mixed.shape[1:], layer.norm.weight, layer.norm.bias))
         seen = [[p for p in window(j, positions, new) if p < len(x)] for j in range(new)]
         x = y + torch.stack([x[places].mean(0) if places else x.new_zeros(x.shape[1]) for places in seen])
@@ -86,7 +87,8 @@ def test_recipe_aaai2025_takes_pads_as_data_and_normalises_over_the_batch(encode
     def torchs():
         x = states.view(3, max_genes + 1, 6)
         for layer, norm in zip(encoder.layers, norms, strict=True):
-            mixed = layer.position_mix(layer.channel_mix(x).transpose(1, 2))
+            mixed = F.linear(x, layer.channel_mix.weight, layer.channel_mix.bias).transpose(1, 2)
+            mixed = F.linear(mixed, layer.position_mix.weight, layer.position_mix.bias)
             x = (F.gelu(norm(mixed)) + F.adaptive_avg_pool1d(x.transpose(1, 2), mixed.shape[2])).transpose(1, 2)
         return x[:, 0]
 

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
+from scbench.kernels import backend
 from scbench.kernels.add_norm import dropout, norm_gelu_add
 from scbench.kernels.convolution import convolution_pool
 from scbench.models.dropout_keys import DropoutKeys
@@ -76,7 +77,7 @@ class CnnEncoder(Encoder):
         """states [T, D] → cell embeddings [B, D], float32."""
         cells, length, lengths = batch.n_cells, batch.max_tokens, batch.lengths
         # On a GPU the host would have to wait to know that no cell is shorter than another.
-        if self.config.recipe == "aaai2025" or (not states.is_cuda and bool((lengths == length).all())):
+        if self.config.recipe == "aaai2025" or (backend.use_native(states) and bool((lengths == length).all())):
             dense, lengths = states.view(cells, length, states.shape[1]), None
         else:
             dense = to_dense(states, batch, length).masked_fill(absent(lengths, length), 0)

@@ -13,7 +13,24 @@ from scbench.kernels.pool_positions import pool_positions
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.batch_norm import BatchNorm
 from scbench.models.encoders.encoder import Encoder
-from scbench.models.linear_layer import Linear
+
+
+class ChannelMix(nn.Linear):
+    """The mix of channels behind that of positions."""
+
+    def forward(self, states: Tensor, taken: Tensor, offsets: Tensor) -> Tensor:
+        """states [S', B, D], taken [S', B or 1, 1], offsets [S'] → [S', B, D]."""
+        return linear(states.flatten(0, 1), self.weight).view(states.shape) + (taken * self.bias + offsets[:, None, None])
+
+
+class PositionMix(nn.Linear):
+    """The mix of positions, then `channel_mix`: within, because ZeRO-3 gathers the weights of modules that run."""
+
+    def forward(self, states: Tensor, present: Tensor | None, channel_mix: ChannelMix) -> Tensor:
+        """states [S, B, D], present [S, B] → [S', B, D]."""
+        taken = self.weight.sum(1, keepdim=True) if present is None else self.weight @ present
+        mixed = left_product(self.weight, states.flatten(1)).view(-1, *states.shape[1:])
+        return channel_mix(mixed, taken[..., None], self.bias)
 
 
 class LinearMixerLayer(nn.Module):
@@ -28,24 +45,16 @@ class LinearMixerLayer(nn.Module):
         super().__init__()
         width = config.width
         self.new_positions = new_positions
-        self.channel_mix = Linear(width, width)
-        self.position_mix = nn.Linear(positions, new_positions)
+        self.channel_mix = ChannelMix(width, width)
+        self.position_mix = PositionMix(positions, new_positions)
         self.norm = BatchNorm(width) if config.recipe == "aaai2025" else nn.LayerNorm(width)
 
     def forward(self, states: Tensor, present: Tensor | None) -> Tensor:
         """states [S, B, D] → [S', B, D]; present, 1 or 0 [S, B]: the positions that take part, None for all; the others'
         states are 0."""
-        cells, width = states.shape[1:]
-        pooled, weight = pool_positions(states, self.new_positions), self.position_mix.weight
-        if present is None:
-            taken = weight.sum(1, keepdim=True)
-        else:
-            taken = weight @ present
+        mixed, pooled = self.position_mix(states, present, self.channel_mix), pool_positions(states, self.new_positions)
+        if present is not None:
             pooled = pooled / pool_positions(present, self.new_positions).clamp(min=1 / len(states))[..., None]
-        mixed = left_product(weight, states.flatten(1)).view(-1, width)
-        mixed = linear(mixed, self.channel_mix.weight)
-        bias = taken[..., None] * self.channel_mix.bias + self.position_mix.bias[:, None, None]
-        mixed = mixed.view(-1, cells, width) + bias
         norm = self.norm
         if isinstance(norm, BatchNorm):
             return F.gelu(norm(mixed)) + pooled
