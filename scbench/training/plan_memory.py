@@ -110,10 +110,9 @@ def _encoder_bytes(config: ModelConfig, e: int, drops: int, micro: Micro) -> flo
             return total
         case "linear_mixer":
             positions, total = config.max_genes + 1, 8.0 * tokens
-            total += micro.cells * positions * width * e
             for number in range(layers):
                 new = 1 if number == layers - 1 else max(1, positions // 2)
-                total += micro.cells * (2 * e * (positions + new) * width + 2 * e * new)
+                total += micro.cells * e * width * (positions + 3 * new)
                 positions = new
             return total
     raise ValueError(config.structure)
