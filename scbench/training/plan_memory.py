@@ -72,10 +72,9 @@ def kept_bytes(config: ModelConfig, precision: str, micro: Micro) -> float:
     e, width, drops = ELEMENT[precision], config.width, int(config.dropout > 0)
     states = micro.tokens * width  # elements of one [T, D] tensor
     embedding = 4 * states + (4 * width**2 if e < 4 else 0)  # the value MLP's hidden layer and weights, in fp32
-    pooling = 4 * states if config.pooling == "avg" else 0
     mvc = (5 * e + 4) * micro.queries * width + 20 * micro.masked if config.mvc else 0
     regression = (4 * e + 4) * micro.masked * width + 12 * micro.masked if config.regression else 0
-    return embedding + _encoder_bytes(config, e, drops, micro) + pooling + mvc + regression
+    return embedding + _encoder_bytes(config, e, drops, micro) + mvc + regression
 
 
 def _encoder_bytes(config: ModelConfig, e: int, drops: int, micro: Micro) -> float:
