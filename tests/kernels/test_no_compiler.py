@@ -24,7 +24,7 @@ KEYS, DROPPED = random.bits_torch(random.key(3, 8), torch.arange(T)), 0.3
 GENES = torch.tensor([4, 0, 2, 2, 6, 4, 4, 1, 0, 6, 2], dtype=torch.int32)
 ORDER = torch.argsort(GENES, stable=True)
 VALUES = torch.tensor([0, -1, 1.5, 2, -1, 0.75, 3, 0, 4, 1.5, -1])
-FILES = {"attention_cpu", "convolution_cpu", "selective_scan_cpu", "add_norm_cpu", "row_sums"}
+FILES = {"attention_cpu", "convolution_cpu", "selective_scan_cpu", "add_norm_cpu", "added_rows", "row_sums"}
 
 
 def norm(x, weight, bias):
@@ -73,7 +73,7 @@ CASES = {  # (operation, its definition, shapes of the inputs, the C file); both
                    [(7, D)], "row_sums"),
     "gene_value_embedding": (lambda *x: embedding_of_rows(*x[:-1]),
                              lambda *x: gene_value_embedding_oracle(GENES, VALUES.double(), *x[:-1]),
-                             [(7, D), (D, 1), (D,), (D, D), (D,)], "row_sums"),
+                             [(7, D), (D, 1), (D,), (D, D), (D,)], "added_rows"),
 }
 
 
