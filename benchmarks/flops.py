@@ -15,7 +15,7 @@ ENCODERS = {
     "transformer": "8 d^2 (projections) + 4 d^2 (feed-forward) + 4 L d (attention) per token and layer, L = its cell's tokens",
     "cnn": "2 x 9 d^2 (convolution) per position that a layer gives: L in layer 0; half as many in each layer but 6, 12, ...",
     "linear": "4 d^2 per token and layer",
-    "linear_mixer": "2 d^2 (channels) + 2 S' d (positions) per position of a layer; it has S' = half of them after, at last 1",
+    "linear_mixer": "2 S' d (S + d) per layer, which mixes S positions to S' = half of them (at last 1), then their channels",
     "mamba": "2 x 3 d E (projections) + 2 E (r + 2 N) + 2 r E (step) + 2 x 4 E (convolution) + 9 N E (scan) per token and "
              "layer, E = 2 d, N = 4, r = d / 16",
     "gnn": "4 x 64^2 (factors) + 2 d^2 + L (4 x 64 + 2 d) (graph) per token and layer",

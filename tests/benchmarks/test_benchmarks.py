@@ -229,6 +229,8 @@ def test_flops_are_those_that_torch_counts(import_benchmark, structure):
     if structure == "mamba":  # of the scan's 9 operations torch sees 2, the output's product; a padded convolution is longer
         scan = 3 * cells * length * 7 * 4 * 2 * width
         assert counted["encoder"] == pytest.approx(encoder - scan, rel=2e-3)
+    elif structure == "linear_mixer":  # the plain one mixes channels first, of the positions that there were: 65, 32, 16
+        assert counted["encoder"] == encoder + 2 * width**2 * cells * ((65 - 32) + (32 - 16) + (16 - 1))
     else:
         assert counted["encoder"] == encoder
     assert counted.get("regression_head", 0) + counted["mvc_head"] == pytest.approx(heads, rel=0.01)  # without dot products
