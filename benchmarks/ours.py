@@ -7,6 +7,7 @@ from scbench.config import PretrainConfig
 from scbench.data.batch import CellBatch
 from scbench.models.model import ExpressionModel
 from scbench.training import engine as engines
+from scbench.training.allocator import keep_freed_memory
 from scbench.training.deepspeed_settings import read_deepspeed_config
 from scbench.training.engine import dist
 from scbench.training.pretrain import backward
@@ -51,6 +52,7 @@ class ScbenchEmbedding:
     """An ExpressionModel without gradients, in a precision of choice."""
 
     def __init__(self, model: ExpressionModel, precision: str, device: torch.device):
+        keep_freed_memory()  # as `scbench embed` does; the others in this process gain by it too
         self.model = model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
         self.device = device
 

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, from several runs of rivals.py and throughput.py.
+"""The tables of docs/performance.md, from several runs of rivals.py and throughput.py, and from predicted_step.py.
 
     python benchmarks/speed_tables.py docs/results/throughput
 
@@ -98,10 +98,9 @@ def parts_table(runs: list[Rows]) -> list[str]:
                     structure, task, spread([row["cells_per_second"] for row in rows], ".1f"),
                     f"{median(row['tokens_per_second'] for row in rows):,.0f}", f"{median(row['mfu'] for row in rows):.1%}",
                     *(share(rows, part) for part in parts), spread([row["wait_share"] for row in rows], ".1%"),
-                    f"{median(row['peak_bytes'] for row in rows) / 1e9:.2f}",
                 ])  # fmt: skip
     return table(["structure", "task", "cells/s", "tokens/s", "MFU", "data", "forward", "backward", "optimizer",
-                  "waited for data", "peak GB"], lines)
+                  "waited for data"], lines)
 
 
 def share(rows: Rows, part: str) -> str:
@@ -125,10 +124,8 @@ def ranks_table(runs: list[Rows]) -> list[str]:
         lines.append([
             *key, str(first["settings"]["ranks"]), spread([row["cells_per_second"] for row in rows], ".1f"),
             *(share(rows, part) for part in ("forward", "backward", "optimizer", "communication")),
-            f"{median(row['peak_bytes'] for row in rows) / 1e9:.2f}",
         ])  # fmt: skip
-    return table(["structure", "ZeRO", "ranks", "cells/s", "forward", "backward", "optimizer", "communication in them",
-                  "peak GB a rank"], lines)
+    return table(["structure", "ZeRO", "ranks", "cells/s", "forward", "backward", "optimizer", "communication in them"], lines)
 
 
 def goals_table(training: list[Rows], embedding: dict[str, list[Rows]], parts: list[Rows]) -> list[str]:
@@ -170,6 +167,21 @@ def peaks_line(names: dict[str, list[Rows]]) -> str:
     return f"bf16 matrix rate, GFLOP/s: {spread(peaks, ',.0f')} over {len(peaks)} runs"
 
 
+def predicted_table(rows: Rows) -> list[str]:
+    """One line a structure and GPU, at the most cells a step that predicted_step.py took."""
+    most = max(row["batch_cells"] for row in rows)
+    lines = [
+        [
+            row["structure"], row["gpu"].upper(), f"{row['cells_per_second_low']:,.0f} to {row['cells_per_second_high']:,.0f}",
+            *(f"{1e3 * row['seconds_of'][part]:.1f}" for part in ("memory", "products", "launches", "host")),
+            f"{row['bound_low']}, {row['bound_high']}",
+        ]
+        for row in rows if row["batch_cells"] == most
+    ]
+    return table(["structure", "GPU", "cells/s, predicted", "ms: memory", "products", "launches", "host",
+                  "bound by (low, high)"], lines)
+
+
 def main(folder: Path) -> None:
     """Print all."""
     prefix = "embedding_"
@@ -180,6 +192,7 @@ def main(folder: Path) -> None:
         peaks_line({"training": training, "parts": parts, **embedding}), "\n".join(goals_table(training, embedding, parts)),
         "\n".join(training_table(training)), "\n".join(embedding_table(embedding)), "\n".join(parts_table(parts)),
         "\n".join(ranks_table(ranks)),
+        "\n".join(predicted_table(json.loads((folder / "predicted" / "predicted.json").read_text(encoding="utf-8")))),
     ]))  # fmt: skip
 
 

@@ -177,19 +177,19 @@ def _metered(meter: Meter, op: str, facts: Facts, ratios: dict[tuple[str, str], 
 
 
 class _Fused(torch.autograd.Function):
-    """A fused operation of GPUs by its shapes: the output is like the last input; `works`: bytes, FLOPs and launches."""
+    """A fused operation of GPUs by its shapes; `works`: bytes, FLOPs and launches."""
 
     @staticmethod
-    def forward(ctx, meter: Meter, name: str, works: tuple[tuple, tuple], *inputs: Tensor) -> Tensor:
+    def forward(ctx, meter: Meter, name: str, works: tuple[tuple, tuple], shape: tuple[int, ...], *inputs: Tensor) -> Tensor:
         ctx.of = meter, name, works[1], inputs
         meter.operations.append(Operation(name, *works[0], "bf16"))
-        return inputs[-1].new_empty(inputs[-1].shape)
+        return inputs[0].new_empty(shape)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         meter, name, work, inputs = ctx.of
         meter.operations.append(Operation(name, *work, "bf16"))
-        return None, None, None, *(x.new_empty(x.shape) for x in inputs)
+        return None, None, None, None, *(x.new_empty(x.shape) for x in inputs)
 
 
 @contextmanager
@@ -200,17 +200,18 @@ def _as_on_a_gpu(meter: Meter, facts: Facts, ratios: dict[tuple[str, str], float
     def path(query: Tensor, *, plain: bool) -> str:
         return "flash_attn" if plain else path_of(query, plain=plain)
 
-    def flash(query, key, value, cell_offsets, longest) -> Tensor:
+    def flash(projection: Tensor, cell_offsets: Tensor, longest: int) -> Tensor:
+        query, key, value = projection.unbind(1)
         moved = required_bytes.FORMULAS["attention"](query, key, value, cell_offsets)
         flops = 4 * query.shape[1] * query.shape[2] * facts.pairs
         works = ((moved[0], flops, FLASH_LAUNCHES[0]),
                  (moved[1] + FLASH_SUMS * query.numel(), FLASH_PRODUCTS * flops, FLASH_LAUNCHES[1]))
-        return _Fused.apply(meter, "flash_attn", works, query, key, value)
+        return _Fused.apply(meter, "flash_attn", works, query.shape, projection)
 
     def rms_norm(x: Tensor, shape: tuple[int], weight: Tensor, eps: float) -> Tensor:
         rest = weight.nbytes + 4 * (x.numel() // len(weight))  # and a number a row
         works = (2 * x.nbytes + rest, 0, 1), (3 * x.nbytes + rest + weight.nbytes, 0, 1)
-        return _Fused.apply(meter, "rms_norm", works, weight, x)
+        return _Fused.apply(meter, "rms_norm", works, x.shape, weight, x)
 
     def rows(table: Tensor, genes: Tensor) -> int:
         return facts.distinct * table.shape[1] * table.element_size()
@@ -219,7 +220,7 @@ def _as_on_a_gpu(meter: Meter, facts: Facts, ratios: dict[tuple[str, str], float
         for patched in (
             patch.object(Tensor, "is_cuda", True), patch.object(backend, "use_triton", lambda _: True),
             patch.object(backend, "_second_level_cache", lambda _: CACHE), patch.object(attention, "attention_path", path),
-            patch.object(attention, "_flash", flash), patch.object(functional, "rms_norm", rms_norm),
+            patch.object(attention, "_flash_packed", flash), patch.object(functional, "rms_norm", rms_norm),
             patch.object(required_bytes, "_rows", rows),
             patch.object(selective_scan_triton, "_lanes", lambda: 32), patch.object(JITFunction, "run", meter.launch),
             *(_metered(meter, op, facts, ratios) for op in FUNCTIONS),

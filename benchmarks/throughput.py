@@ -42,6 +42,7 @@ from scbench.errors import UserError
 from scbench.evaluation.embed import encode
 from scbench.models.model import ExpressionModel
 from scbench.training import engine as engines
+from scbench.training.allocator import keep_freed_memory
 from scbench.training.engine import dist
 from scbench.training.on_device import Moment, Windows
 
@@ -152,6 +153,7 @@ def embed(options: Options, vocabulary: Vocabulary, precision: str) -> dict:
     """What embedding EMBEDDED_BATCHES batches takes; a step is a round over all of them."""
     machine.forget_peak()
     device, shape = machine.device(), options.model(vocabulary.size)
+    keep_freed_memory()
     model = ExpressionModel(shape, vocabulary, options.seed).to(device, torch.bfloat16 if precision == "bf16" else None)
     cells = cells_to_embed(options, vocabulary, EMBEDDED_BATCHES)
     hashes = content_hash(cells.genes, cells.counts, cells.offsets)

@@ -6,6 +6,7 @@ maths, the layout and the traffic) and, on a CPU, cell by cell: in C for bf16 (a
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -90,13 +91,13 @@ class _CellAttention(torch.autograd.Function):
 
 
 @cache
-def _flash_attn() -> Callable | None:
-    """flash-attn's function. The package can be there without its compiled part: then the import fails."""
+def _flash_attn() -> ModuleType | None:
+    """flash-attn. The package can be there without its compiled part: then the import fails."""
     try:
-        from flash_attn import flash_attn_varlen_func
+        import flash_attn
     except ImportError:
         return None
-    return flash_attn_varlen_func
+    return flash_attn
 
 
 @cache
@@ -128,7 +129,13 @@ def attention_path(query: Tensor, *, plain: bool) -> str:
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, cell_offsets: Tensor, longest: int) -> Tensor:
     offsets = cell_offsets.int()
-    return _flash_attn()(query, key, value, offsets, offsets, longest, longest, deterministic=True)
+    function = _flash_attn().flash_attn_varlen_func
+    return function(query, key, value, offsets, offsets, longest, longest, deterministic=True)
+
+
+def _flash_packed(projection: Tensor, cell_offsets: Tensor, longest: int) -> Tensor:
+    """Of [T, 3, H, d], with one gradient for the three."""
+    return _flash_attn().flash_attn_varlen_qkvpacked_func(projection, cell_offsets.int(), longest, deterministic=True)
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, cell_offsets: Tensor, longest: int) -> Tensor:
@@ -232,13 +239,18 @@ def attention(
 def self_attention(projection: Tensor, cell_offsets: Tensor, **options) -> Tensor:
     """`attention` of projection[:, 0], [:, 1] and [:, 2], of a [T, 3, H, d]; options and errors as there.
 
-    The C code writes one gradient for the three, which need not be put side by side then.
+    flash-attn and the C code write one gradient for the three, which need not be put side by side then.
     """
     query, key, value = projection.unbind(1)
-    if options.get("token_keys") is not None or not attention_cpu.takes(projection):
-        return attention(query, key, value, cell_offsets, **options)
     scale, key_lengths = options.get("scale"), options.get("key_lengths")
+    if options.get("token_keys") is not None and options.get("probability", 0) > 0:
+        return attention(query, key, value, cell_offsets, **options)
+    path = attention_path(query, plain=scale is None and key_lengths is None)
+    if path != "flash_attn" and not attention_cpu.takes(projection):
+        return attention(query, key, value, cell_offsets, **options)
     _check(query, key, value, cell_offsets, key_lengths, None)
+    if path == "flash_attn":
+        return _flash_packed(projection, cell_offsets, options.get("max_tokens") or len(projection))
     return attention_cpu.CpuSelfAttention.apply(
         projection, cell_offsets, query.shape[2] ** -0.5 if scale is None else scale, key_lengths
     )

@@ -143,7 +143,7 @@ class ExpressionModel(nn.Module):
     def _keys(self, batch: CellBatch, cell_index: Tensor, positions: Tensor):
         if not self.training or self.config.dropout == 0:
             return no_dropout
-        return dropout_keys(self.seed, batch.samples, cell_index, positions)
+        return dropout_keys(self.seed, self.encoder.dropout_sites(), batch.samples, cell_index, positions)
 
     def _pool(self, states: Tensor, batch: CellBatch, cell_index: Tensor) -> Tensor:
         """Cell embeddings, float32 [B, D]: the state of <cls>, or the mean over genes, <cls> and pads left out (aaai2025:

@@ -30,14 +30,17 @@ for dtype, tolerance in ((torch.float32, 5e-6), (torch.float16, 5e-3)):
         fused, upstream = (torch.randn(26, n, 2, width, generator=generator).to(dtype) for n in (3, 1))
         results = []
         for function, precision, options in (
-            (module.attention, dtype, {"max_tokens": max_tokens}), (module.attention_oracle, torch.float64, {})
+            (lambda x, *rest, **options: module.attention(*x.unbind(1), *rest, **options), dtype, {"max_tokens": max_tokens}),
+            (module.self_attention, dtype, {"max_tokens": max_tokens}),
+            (lambda x, *rest: module.attention_oracle(*x.unbind(1), *rest), torch.float64, {}),
         ):
             leaf = fused.detach().to(precision, copy=True).requires_grad_()
-            output = function(*leaf.unbind(1), offsets, **options)
+            output = function(leaf, offsets, **options)
             output.backward(upstream[:, 0].to(precision))
             results.append((output.double(), leaf.grad.double()))
-        for ours, exact in zip(*results):
-            torch.testing.assert_close(ours, exact, rtol=0, atol=tolerance)
+        for alone, packed, exact in zip(*results):
+            torch.testing.assert_close(alone, exact, rtol=0, atol=tolerance)
+            torch.testing.assert_close(packed, exact, rtol=0, atol=tolerance)
 print("equal")
 """
 

@@ -50,7 +50,9 @@ def keys_of(batch: CellBatch, seed=5):
     """The dropout keys of a batch."""
     lengths = batch.cell_offsets.diff()
     cell_index = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    return dropout_keys(seed, batch.samples, cell_index, torch.arange(len(batch.genes)) - batch.cell_offsets[cell_index])
+    sites = [(layer, *place) for layer in range(12) for place in ((), (0,), (1,), (2,), (3,))]
+    positions = torch.arange(len(batch.genes)) - batch.cell_offsets[cell_index]
+    return dropout_keys(seed, sites, batch.samples, cell_index, positions)
 
 
 def assert_same_gradients(mine: torch.Tensor, theirs: torch.Tensor, leaves: dict[str, torch.Tensor], tolerance=1e-11):

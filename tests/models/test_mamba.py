@@ -118,7 +118,7 @@ def test_company_and_order_of_cells_change_nothing_even_with_dropout(dtype, tole
         part = make_batch([LENGTHS[i] for i in order], samples=samples[order])
         index = torch.repeat_interleave(torch.arange(len(order)), part.lengths)
         positions = torch.arange(len(index)) - part.cell_offsets[index]
-        keys = dropout_keys(0, part.samples, index, positions)
+        keys = dropout_keys(0, encoder.dropout_sites(), part.samples, index, positions)
         return encoder(torch.cat([cells[i] for i in order]), part, keys).split(part.lengths.tolist())
 
     together = encode([0, 1, 2, 3, 4])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
-from scbench.models.dropout_keys import DropoutKeys
+from scbench.models.dropout_keys import DropoutKeys, Site
 
 
 class Encoder(nn.Module, ABC):
@@ -17,13 +17,20 @@ class Encoder(nn.Module, ABC):
     ----------
     pools
         False: `forward` returns token states [T, D]. True: one embedding a cell, float32 [B, D] (float64 for float64).
+    places
+        Where a layer drops something; one place without a number by default.
     """
 
     pools = False
+    places: tuple[Site, ...] = ((),)
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+
+    def dropout_sites(self) -> list[Site]:
+        """All that `forward` asks `keys` for."""
+        return [(layer, *place) for layer in range(self.config.layers) for place in self.places]
 
     @abstractmethod
     def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:

@@ -33,6 +33,8 @@ class LinearLayer(nn.Module):
 class LinearEncoder(Encoder):
     """`config.layers` layers. <cls> sees no gene, so it is the same in every cell: the default pooling is the mean."""
 
+    places = (INNER,), (OUTPUT,)
+
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.layers = nn.ModuleList(LinearLayer(config, number) for number in range(config.layers))

@@ -85,6 +85,7 @@ class LinearMixerEncoder(Encoder):
     """
 
     pools = True
+    places = ()
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)

@@ -59,6 +59,8 @@ class MambaLayer(nn.Module):
 class MambaEncoder(Encoder):
     """`config.layers` layers and an RMSNorm. Causal: a token sees those before it, so pads at a cell's end change nothing."""
 
+    places = ((0,),)
+
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.layers = nn.ModuleList(MambaLayer(config, number) for number in range(config.layers))

@@ -53,8 +53,12 @@ class TransformerLayer(nn.Module):
 class TransformerEncoder(Encoder):
     """`config.layers` layers, no final norm (as in the reference)."""
 
+    places = (ATTENTION_OUTPUT,), (FEED_FORWARD_INNER,), (FEED_FORWARD_OUTPUT,)
+
     def __init__(self, config: ModelConfig):
         super().__init__(config)
+        if config.recipe == "aaai2025":
+            self.places = (*self.places, (ATTENTION_PROBABILITIES,))
         self.layers = nn.ModuleList(TransformerLayer(config, number) for number in range(config.layers))
 
     def forward(self, states: Tensor, batch: CellBatch, keys: DropoutKeys) -> Tensor:
