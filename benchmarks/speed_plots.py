@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from scbench.evaluation.plots import COLOURS, save
 
@@ -27,11 +28,13 @@ def _plot_parts(rows: list[dict], path: Path) -> None:
     left = [0.0] * len(rows)
     for number, part in enumerate(SHARES):
         seconds = [row.get(f"{part}_seconds", {"median": 0.0})["median"] for row in rows]
-        axes.barh(range(len(rows)), seconds, left=left, color=COLOURS[number], label=part)
-        left = [a + b for a, b in zip(left, seconds, strict=True)]
+        cells = [row["cells_per_second"] * row["step_seconds"]["median"] for row in rows]  # a step, or a round
+        milliseconds = [1000 * a / b for a, b in zip(seconds, cells, strict=True)]
+        axes.barh(range(len(rows)), milliseconds, left=left, color=COLOURS[number], label=part)
+        left = [a + b for a, b in zip(left, milliseconds, strict=True)]
     shared = [row["settings"] for row in rows]
     axes.set(yticks=range(len(rows)), yticklabels=[_label(row, shared) for row in rows], title="Where the time goes",
-             xlabel="seconds a step (embedding: a round)")
+             xlabel="milliseconds a cell")
     axes.invert_yaxis()
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     save(figure, path)
@@ -81,6 +84,9 @@ def plot_rivals(rows: list[dict], folder: Path) -> None:
                           color=COLOURS[number], capsize=3, label=name)
     axes.set(yticks=range(len(cases)), yticklabels=[", ".join(case) for case in cases], xscale="log",
              xlabel="scbench's cells/s over the rival's", title="scbench and its rivals")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

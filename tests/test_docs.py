@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from scbench.config import STRUCTURES
+
 ROOT = Path(__file__).parents[1]
 FIDELITY = ROOT / "docs" / "fidelity.md"
 REFERENCE = re.compile(r"`(tests/[\w/]+\.py)::([\w:]+)`")
@@ -86,3 +88,14 @@ def test_the_data_page_shows_what_was_measured():
     tables = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert len(tables.splitlines()) > 80
     assert not set(tables.splitlines()) - set((ROOT / "docs" / "data.md").read_text(encoding="utf-8").splitlines())
+
+
+def test_the_performance_page_shows_what_was_measured():
+    """Its tables are those that the script makes of the numbers in docs/results, every structure's."""
+    command = [sys.executable, ROOT / "benchmarks" / "speed_tables.py", ROOT / "docs" / "results" / "throughput"]
+    tables = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    lines = tables.splitlines()
+    assert len(lines) > 80 and lines[0] in page
+    assert not set(lines[1:]) - set(page.splitlines())
+    assert all(tables.count(f"| {structure} |") >= 5 for structure in STRUCTURES)

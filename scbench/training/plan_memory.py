@@ -150,7 +150,7 @@ class _Gradients(NamedTuple):
 
     waiting: float  # accumulators that are there while the next micro-batch runs forward
     end: float  # at the end of a backward pass
-    update: float  # while the optimizer steps: gradients, and AdamW's two temporaries of its larger group
+    update: float  # while the optimizer steps: gradients, and flat copies of them
     buffers: float = 0.0  # a bucket
 
 
@@ -160,7 +160,7 @@ def _gradients(counted: Parameters, stage: int, world: int, bf16: bool) -> _Grad
     number, table, share, group = counted.total, counted.largest, counted.total / world, counted.group / world
     if stage == 0:
         whole = (1 + several) * e * number
-        return _Gradients(e * number, whole + 4 * table, whole + (4 * number if bf16 else 0) + 8 * counted.group)
+        return _Gradients(e * number, whole + 4 * table, (e + 4) * number)
     if stage == 1 and bf16:  # fp32 accumulators beside the bf16 gradients
         return _Gradients(4 * number, 10 * number + 4 * share, 4 * number + 4 * share + 8 * group)
     if stage == 2 and bf16:

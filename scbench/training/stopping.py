@@ -66,7 +66,9 @@ class Stopping:
                 self._before[number] = signal.signal(number, lambda number, _: self._signals.add(number))
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is SystemExit:  # the process leaves: one more signal must not change its exit code
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -37,11 +37,13 @@ def test_every_structure_stage_and_number_of_ranks_is_there(rows):
 
 def test_what_was_measured_is_what_was_predicted(rows):
     """Never much more than predicted, which would be out of memory; states alone almost exactly. In fp32 DeepSpeed holds its
-    last bucket beside the new one now and then: 20 MB, of no weight outside of these small models."""
+    last bucket beside the new one now and then: 20 MB, of no weight outside of these small models. What two ranks hold at
+    one time differs from run to run, by a sixth where states are all there is."""
     for row in rows:
         second_bucket = 20_000_000 if row["precision"] == "fp32" and row["stage"] in (1, 2) else 0
         assert row["ratio"] >= 0.82, row
-        assert row["measured_bytes"] <= 1.11 * row["predicted_bytes"] + second_bucket, row
+        most = 1.11 if row["world"] == 1 else 1.2
+        assert row["measured_bytes"] <= most * row["predicted_bytes"] + second_bucket, row
     within = sum(0.9 <= row["ratio"] <= 1.1 for row in rows)
     assert within >= 0.9 * len(rows)
     exact = [row["ratio"] for row in rows if row["size"] == "states" and row["stage"] in (0, 2) and row["world"] == 1]
