@@ -162,7 +162,7 @@ def _gradients(counted: Parameters, stage: int, world: int, bf16: bool) -> _Grad
         whole = (1 + several) * e * number
         return _Gradients(e * number, whole + 4 * table, (e + 4) * number)
     if stage == 1 and bf16:  # fp32 accumulators beside the bf16 gradients
-        return _Gradients(4 * number, 10 * number + 4 * share, 4 * number + 4 * share + 8 * group)
+        return _Gradients(4 * number, 10 * number + 4 * share, 4 * number + 4 * share)
     if stage == 2 and bf16:
         return _Gradients(4 * share, 2 * number + 4 * share + 4 * table, 4 * share + 8 * group, 2.0 * BUCKET)
     if stage < 3:  # fp32: slices of the gradients keep the whole ones alive
