@@ -37,7 +37,7 @@ setup(
         "scbench": "scbench", "scbench.kernels": "kernels", "scbench.ds_configs": "ds_configs", "scbench.suites": "suites",
     },
     package_data={
-        "scbench.data": ["gene_table/*"], "scbench.kernels": ["*.c"], "scbench.ds_configs": ["*.json"],
+        "scbench.data": ["gene_table/*"], "scbench.kernels": ["*.c", "*.h"], "scbench.ds_configs": ["*.json"],
         "scbench.suites": ["*.toml", "*.json"],
     },
     install_requires=[

@@ -1,5 +1,5 @@
-/* Dropout, ReLU + dropout, dropout + residual + LayerNorm, and LayerNorm + GELU + dropout + residual, each in one pass over the rows: the work of
-   kernels/add_norm_cpu.py. Elements are bf16 or fp32, arithmetic and statistics fp32.
+/* Dropout, ReLU + dropout, dropout + residual + LayerNorm, and LayerNorm + GELU + dropout + residual, each in one pass over the
+   rows: the work of kernels/add_norm_cpu.py. Elements are bf16 or fp32, arithmetic and statistics fp32.
 
    Threads take CHUNK rows at a time. A row's results depend on that row alone, and the sums over rows are made chunk by chunk:
    the same bits whatever the threads. Loops are plain so that the compiler makes vectors of them; a sum has LANES parts because
@@ -9,6 +9,8 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "rows.h"
 
 #define CHUNK 64
 #define LANES 16
@@ -36,35 +38,6 @@ struct row {
     uint64_t words[WIDEST / 4]; /* random.keep_torch: the lanes in the order of the columns */
     float x[WIDEST], y[WIDEST], z[WIDEST];
 };
-
-/* Row r of a tensor as fp32. */
-static void load(const struct job *job, const char *tensor, int64_t r, float *restrict to) {
-    int64_t n = job->width;
-    if (!job->bf16) {
-        memcpy(to, tensor + r * n * 4, (size_t)n * 4);
-        return;
-    }
-    const uint16_t *restrict from = (const uint16_t *)tensor + r * n;
-    for (int64_t c = 0; c < n; c++) {
-        uint32_t bits = (uint32_t)from[c] << 16;
-        memcpy(to + c, &bits, 4);
-    }
-}
-
-static void store(const struct job *job, char *tensor, int64_t r, const float *restrict from) {
-    int64_t n = job->width;
-    if (!job->bf16) {
-        memcpy(tensor + r * n * 4, from, (size_t)n * 4);
-        return;
-    }
-    uint16_t *restrict to = (uint16_t *)tensor + r * n;
-    for (int64_t c = 0; c < n; c++) { /* to nearest, ties to even */
-        uint32_t bits;
-        memcpy(&bits, from + c, 4);
-        uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-        to[c] = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (uint16_t)rounded;
-    }
-}
 
 /* Dropout of x, its decisions made of the row's key. */
 static void drop(const struct job *job, struct row *row, int64_t r, float *restrict x) {
@@ -116,8 +89,8 @@ static float standardise(const struct job *job, float *restrict z) {
 static float normalise(const struct job *job, struct row *row, int64_t r) {
     int64_t n = job->width;
     float *restrict x = row->x, *restrict z = row->z;
-    load(job, job->x, r, x);
-    load(job, job->residual, r, z);
+    load_row(job->x, job->bf16, r, job->width, x);
+    load_row(job->residual, job->bf16, r, job->width, z);
     if (job->keys) drop(job, row, r, x);
     for (int64_t c = 0; c < n; c++) z[c] += x[c];
     return standardise(job, z);
@@ -155,28 +128,28 @@ static inline float normal(float x, float *density) {
 }
 
 static void dropout_row(const struct job *job, struct row *row, int64_t r) {
-    load(job, job->x, r, row->x);
+    load_row(job->x, job->bf16, r, job->width, row->x);
     drop(job, row, r, row->x);
-    store(job, job->out, r, row->x);
+    store_row(job->out, job->bf16, r, job->width, row->x);
 }
 
 static void relu_dropout_row(const struct job *job, struct row *row, int64_t r) {
     int64_t n = job->width;
     float *restrict x = row->x;
-    load(job, job->x, r, x);
+    load_row(job->x, job->bf16, r, job->width, x);
     for (int64_t c = 0; c < n; c++) x[c] = x[c] <= 0 ? 0 : x[c];
     drop(job, row, r, x);
-    store(job, job->out, r, x);
+    store_row(job->out, job->bf16, r, job->width, x);
 }
 
 /* Where the output is positive, x was and is kept: the scale is at least 1, so nothing underflows. */
 static void relu_dropout_backward_row(const struct job *job, struct row *row, int64_t r) {
     int64_t n = job->width;
     float *restrict x = row->x, *restrict y = row->y, scale = job->scale;
-    load(job, job->kept, r, x);
-    load(job, job->grad, r, y);
+    load_row(job->kept, job->bf16, r, job->width, x);
+    load_row(job->grad, job->bf16, r, job->width, y);
     for (int64_t c = 0; c < n; c++) y[c] = x[c] <= 0 ? 0 : y[c] * scale;
-    store(job, job->grad_x, r, y);
+    store_row(job->grad_x, job->bf16, r, job->width, y);
 }
 
 static void norm_row(const struct job *job, struct row *row, int64_t r) {
@@ -185,7 +158,7 @@ static void norm_row(const struct job *job, struct row *row, int64_t r) {
     const float *restrict weight = job->weight, *restrict bias = job->bias;
     float *restrict z = row->z;
     for (int64_t c = 0; c < n; c++) z[c] = z[c] * weight[c] + bias[c];
-    store(job, job->out, r, z);
+    store_row(job->out, job->bf16, r, job->width, z);
 }
 
 /* row->y from the gradient of a norm's output to that of its input; the parameters' gradients are added up. */
@@ -205,26 +178,26 @@ static void through_norm(const struct job *job, struct row *row, int64_t r, floa
 
 static void norm_backward_row(const struct job *job, struct row *row, int64_t r) {
     float rstd = normalise(job, row, r), *y = row->y;
-    load(job, job->grad, r, y);
+    load_row(job->grad, job->bf16, r, job->width, y);
     through_norm(job, row, r, rstd);
-    store(job, job->grad_residual, r, y);
+    store_row(job->grad_residual, job->bf16, r, job->width, y);
     if (!job->keys) return; /* x has the same gradient, and the same tensor for it */
     drop(job, row, r, y);
-    store(job, job->grad_x, r, y);
+    store_row(job->grad_x, job->bf16, r, job->width, y);
 }
 
 static void norm_gelu_row(const struct job *job, struct row *row, int64_t r) {
     int64_t n = job->width;
     const float *restrict weight = job->weight, *restrict bias = job->bias;
     float *restrict x = row->x, *restrict z = row->z, density;
-    load(job, job->x, r, z);
+    load_row(job->x, job->bf16, r, job->width, z);
     standardise(job, z);
     for (int64_t c = 0; c < n; c++) z[c] = z[c] * weight[c] + bias[c];
     for (int64_t c = 0; c < n; c++) z[c] *= normal(z[c], &density);
     if (job->keys) drop(job, row, r, z);
-    load(job, job->residual, r, x);
+    load_row(job->residual, job->bf16, r, job->width, x);
     for (int64_t c = 0; c < n; c++) z[c] += x[c];
-    store(job, job->out, r, z);
+    store_row(job->out, job->bf16, r, job->width, z);
 }
 
 /* Gradients of x and of the parameters; the residual's is `grad` itself. */
@@ -232,16 +205,16 @@ static void norm_gelu_backward_row(const struct job *job, struct row *row, int64
     int64_t n = job->width;
     const float *restrict weight = job->weight, *restrict bias = job->bias;
     float *restrict y = row->y, *restrict z = row->z;
-    load(job, job->x, r, z);
+    load_row(job->x, job->bf16, r, job->width, z);
     float rstd = standardise(job, z);
-    load(job, job->grad, r, y);
+    load_row(job->grad, job->bf16, r, job->width, y);
     if (job->keys) drop(job, row, r, y);
     for (int64_t c = 0; c < n; c++) {
         float density, at = z[c] * weight[c] + bias[c], below = normal(at, &density);
         y[c] *= below + at * density;
     }
     through_norm(job, row, r, rstd);
-    store(job, job->grad_x, r, y);
+    store_row(job->grad_x, job->bf16, r, job->width, y);
 }
 
 /* What each thread runs. */

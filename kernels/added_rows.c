@@ -3,7 +3,8 @@
 
 #include <stdatomic.h>
 #include <stdint.h>
-#include <string.h>
+
+#include "rows.h"
 
 #define CHUNK 256
 
@@ -19,15 +20,7 @@ struct job {
 };
 
 static void add_bf16(const uint16_t *restrict row, const float *restrict state, uint16_t *restrict out, int64_t width) {
-    for (int64_t c = 0; c < width; c++) {
-        uint32_t bits = (uint32_t)row[c] << 16;
-        float x;
-        memcpy(&x, &bits, 4);
-        x += state[c];
-        memcpy(&bits, &x, 4);
-        uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* to nearest, ties to even */
-        out[c] = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (uint16_t)rounded;
-    }
+    for (int64_t c = 0; c < width; c++) out[c] = to_bf16(of_bf16(row[c]) + state[c]);
 }
 
 static void add_fp32(const float *restrict row, const float *restrict state, float *restrict out, int64_t width) {

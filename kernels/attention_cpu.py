@@ -57,12 +57,11 @@ def _run(function, bounds: tuple[Tensor, ...], scale: float, **tensors: Tensor) 
     (_, heads, width), value_width = tensors["query"].shape, tensors["value"].shape[2]
     longest = int((bounds[1] - bounds[0]).max()) if len(bounds[0]) else 0
     size = library().scratch_bytes(longest, width, value_width)
-    scratch = torch.empty(threads.count() * size + 64, dtype=torch.uint8)
-    aligned = scratch.data_ptr() + -scratch.data_ptr() % 64
+    _memory, address = threads.scratch(size)  # held until this returns
     job = _Job(
         **{name: _strided(x) for name, x in tensors.items()}, starts=bounds[0].data_ptr(), stops=bounds[1].data_ptr(),
         key_stops=bounds[2].data_ptr(), cells=len(bounds[0]), heads=heads, width=width, value_width=value_width, scale=scale,
-        scratch=aligned, scratch_bytes=size,
+        scratch=address, scratch_bytes=size,
     )  # fmt: skip
     threads.run(function, job)
 

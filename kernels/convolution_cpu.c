@@ -14,6 +14,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "rows.h"
+
 #define CHUNK 64
 #define WIDEST 16384 /* columns */
 
@@ -31,36 +33,6 @@ struct job {
     int64_t scratch_bytes;
 };
 
-static inline uint16_t rounded(float x) { /* to nearest, ties to even */
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-/* Row r of a tensor as fp32. */
-static void load(const struct job *job, const char *tensor, int64_t r, float *restrict to) {
-    int64_t n = job->width;
-    if (!job->bf16) {
-        memcpy(to, tensor + r * n * 4, (size_t)n * 4);
-        return;
-    }
-    const uint16_t *restrict from = (const uint16_t *)tensor + r * n;
-    for (int64_t c = 0; c < n; c++) {
-        uint32_t bits = (uint32_t)from[c] << 16;
-        memcpy(to + c, &bits, 4);
-    }
-}
-
-static void store(const struct job *job, char *tensor, int64_t r, const float *restrict from) {
-    int64_t n = job->width;
-    if (!job->bf16) {
-        memcpy(tensor + r * n * 4, from, (size_t)n * 4);
-        return;
-    }
-    uint16_t *restrict to = (uint16_t *)tensor + r * n;
-    for (int64_t c = 0; c < n; c++) to[c] = rounded(from[c]);
-}
-
 /* What a thread has of the rows at hand. */
 struct row {
     float first[WIDEST], second[WIDEST], grad[WIDEST], sum[WIDEST];
@@ -71,12 +43,12 @@ static void pool_row(const struct job *job, struct row *row, int64_t cell, int64
     int64_t n = job->width, from = cell * job->rows + 2 * p;
     float *restrict a = row->first, *restrict b = row->second;
     if (2 * p >= length) memset(a, 0, (size_t)n * sizeof *a);
-    else load(job, job->x, from, a);
+    else load_row(job->x, job->bf16, from, job->width, a);
     if (2 * p + 1 < length) {
-        load(job, job->x, from + 1, b);
+        load_row(job->x, job->bf16, from + 1, job->width, b);
         for (int64_t c = 0; c < n; c++) a[c] = b[c] > a[c] || b[c] != b[c] ? b[c] : a[c];
     }
-    store(job, job->out, cell * job->out_rows + p, a);
+    store_row(job->out, job->bf16, cell * job->out_rows + p, job->width, a);
 }
 
 /* The gradient of row p of a cell's output, added to that of the rows it was made of. */
@@ -84,19 +56,19 @@ static void pool_backward_row(const struct job *job, struct row *row, int64_t ce
     int64_t n = job->width, stride = job->stride, to = cell * job->rows + stride * p;
     float *restrict a = row->first, *restrict b = row->second, *restrict g = row->grad, *restrict s = row->sum;
     int pair = stride == 2 && 2 * p + 1 < length;
-    load(job, job->grad, cell * job->out_rows + p, g);
+    load_row(job->grad, job->bf16, cell * job->out_rows + p, job->width, g);
     if (pair) {
-        load(job, job->x, to, a);
-        load(job, job->x, to + 1, b);
+        load_row(job->x, job->bf16, to, job->width, a);
+        load_row(job->x, job->bf16, to + 1, job->width, b);
         for (int64_t c = 0; c < n; c++) a[c] = b[c] > a[c] || b[c] != b[c] ? 1.0f : 0.0f; /* a becomes: is it the second */
     }
     for (int64_t r = 0; r < stride && stride * p + r < length; r++) {
-        load(job, job->out, to + r, s);
+        load_row(job->out, job->bf16, to + r, job->width, s);
         if (pair)
             for (int64_t c = 0; c < n; c++) s[c] += a[c] == (float)r ? g[c] : 0;
         else
             for (int64_t c = 0; c < n; c++) s[c] += g[c];
-        store(job, job->out, to + r, s);
+        store_row(job->out, job->bf16, to + r, job->width, s);
     }
 }
 
@@ -269,7 +241,7 @@ static void item(const struct job *job, struct scratch *s, int64_t row, int64_t 
         for (int64_t k = 0; k < taps; k++) round_row(s->sums + (k * ITEM_ROWS + e) * COLUMNS);
         for (int64_t c = 0; c < some; c++)
             for (int64_t k = 0; k < taps; k++) to[c * taps + k] = from[k * 2 * ITEM_ROWS * COLUMNS + c];
-        if (column == 0) ((uint16_t *)job->grad_bias)[row + e] = rounded(biases[e]);
+        if (column == 0) ((uint16_t *)job->grad_bias)[row + e] = to_bf16(biases[e]);
     }
 }
 

@@ -1,7 +1,8 @@
 """A C file of this package as a library: compiled at its first use, kept for the next.
 
-It goes to `$SCBENCH_CACHE`, else `$XDG_CACHE_HOME/scbench`, else `~/.cache/scbench`, under a name made of the source, the
-compiler's command and the processor; several processes may make it at once (each writes a file of its own and renames it).
+It goes to `$SCBENCH_CACHE`, else `$XDG_CACHE_HOME/scbench`, else `~/.cache/scbench`, under a name made of the source and its
+headers, the compiler's command and the processor; several processes may make it at once (each writes a file of its own and
+renames it).
 The compiler is `$CC`, else cc, gcc or clang. SCBENCH_SAMPLER says who does the work of all C files here, the loader's
 (sampler.c) and prepare's (cells.c): native or numpy; by default NumPy where there is no compiler.
 """
@@ -39,7 +40,7 @@ def load(source: Path) -> ctypes.CDLL:
         If there is no compiler, it fails, or there is no place to keep what it makes.
     """
     compiler = _compiler()
-    code = source.read_bytes()
+    code = b"\0".join(file.read_bytes() for file in (source, *sorted(source.parent.glob("*.h"))))
     failure = ""
     for flags in ((*FLAGS, OWN_PROCESSOR), FLAGS):
         command = [*compiler, *flags]

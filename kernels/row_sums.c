@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "rows.h"
+
 #define CHUNK 256
 #define WIDEST 16384 /* columns */
 
@@ -24,30 +26,10 @@ static void add_row(const struct job *job, int64_t row, float *restrict sum) {
     int64_t width = job->width;
     if (job->rows_bf16) {
         const uint16_t *restrict from = (const uint16_t *)job->rows + row * width;
-        for (int64_t c = 0; c < width; c++) {
-            uint32_t bits = (uint32_t)from[c] << 16;
-            float x;
-            memcpy(&x, &bits, 4);
-            sum[c] += x;
-        }
+        for (int64_t c = 0; c < width; c++) sum[c] += of_bf16(from[c]);
     } else {
         const float *restrict from = (const float *)job->rows + row * width;
         for (int64_t c = 0; c < width; c++) sum[c] += from[c];
-    }
-}
-
-static void write_row(const struct job *job, int64_t key, const float *restrict sum) {
-    int64_t width = job->width;
-    if (!job->out_bf16) {
-        memcpy(job->out + key * width * 4, sum, (size_t)width * 4);
-        return;
-    }
-    uint16_t *restrict to = (uint16_t *)job->out + key * width;
-    for (int64_t c = 0; c < width; c++) { /* to nearest, ties to even */
-        uint32_t bits;
-        memcpy(&bits, sum + c, 4);
-        uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-        to[c] = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (uint16_t)rounded;
     }
 }
 
@@ -71,7 +53,7 @@ void sum_rows(struct job *job) {
         for (int64_t i = first_place(job, key); i < job->n && (key = job->keys[i]) < stop;) {
             memset(sum, 0, (size_t)job->width * sizeof *sum);
             for (; i < job->n && job->keys[i] == key; i++) add_row(job, job->order[i], sum);
-            write_row(job, key, sum);
+            store_row(job->out, job->out_bf16, key, job->width, sum);
         }
     }
 }

@@ -41,17 +41,18 @@ def takes(x: Tensor, *others: Tensor) -> bool:
             and backend.use_native(x) and library() is not None)
 
 
-def _run(function, offsets: Tensor, scratch: Tensor | None, inputs: tuple[Tensor, ...], **others: Tensor) -> None:
-    """`inputs`: x, step, decay, B, C and skip; `others` contiguous, by their names in the C file."""
+def _run(function, offsets: Tensor, scratch_floats: int, inputs: tuple[Tensor, ...], **others: Tensor) -> None:
+    """`scratch_floats`: of each thread. `inputs`: x, step, decay, B, C and skip; `others` contiguous, by their names in the C
+    file."""
     x, step, decay, b, c, skip = inputs
     tensors = {"step": step, "decay": decay.T, "b": b, "c": c, "skip": skip}
     tensors = {"x": x.contiguous(), **{name: tensor.float().contiguous() for name, tensor in tensors.items()}, **others}
     pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    job = _Job(**pointers, offsets=offsets.data_ptr(), cells=len(offsets) - 1, channels=x.shape[1], states=decay.shape[1],
-               bf16=x.dtype == torch.bfloat16)
-    if scratch is not None:
-        job.scratch, job.scratch_floats = scratch.data_ptr(), scratch.shape[1]
-    threads.run(function, job)
+    _memory, address = threads.scratch(4 * scratch_floats)  # held until this returns
+    threads.run(function, _Job(
+        **pointers, offsets=offsets.data_ptr(), cells=len(offsets) - 1, channels=x.shape[1], states=decay.shape[1],
+        bf16=x.dtype == torch.bfloat16, scratch=address, scratch_floats=scratch_floats,
+    ))  # fmt: skip
 
 
 class CpuSelectiveScan(torch.autograd.Function):
@@ -63,7 +64,7 @@ class CpuSelectiveScan(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
         ctx.offsets = cell_offsets.long().contiguous()
         out = torch.empty(x.shape, dtype=x.dtype)
-        _run(library().forward, ctx.offsets, None, inputs, out=out)
+        _run(library().forward, ctx.offsets, 0, inputs, out=out)
         return out
 
     @staticmethod
@@ -75,9 +76,7 @@ class CpuSelectiveScan(torch.autograd.Function):
         sums = torch.zeros(len(offsets) - 1, states + 1, channels)
         longest = int(offsets.diff().max()) if len(offsets) > 1 else 0
         size = library().scratch_floats(longest, states)
-        scratch = torch.empty(threads.count() * size + 16)
-        scratch = scratch[-scratch.data_ptr() // 4 % 16 :][: threads.count() * size].view(threads.count(), size)
-        _run(library().backward, offsets, scratch, ctx.saved_tensors, grad=grad.contiguous(), grad_x=grad_x,
+        _run(library().backward, offsets, size, ctx.saved_tensors, grad=grad.contiguous(), grad_x=grad_x,
              grad_step=grad_step, grad_b=grad_b, grad_c=grad_c, sums=sums)
         total = sums.sum(0)
         return (grad_x, grad_step.to(step.dtype), total[:-1].T.to(decay.dtype), grad_b.to(input_matrix.dtype),

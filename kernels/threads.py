@@ -8,6 +8,7 @@ import ctypes
 from functools import cache
 
 import torch
+from torch import Tensor
 
 
 @cache
@@ -21,6 +22,13 @@ def _gomp_parallel():
 def count() -> int:
     """The most threads that `run` uses."""
     return torch.get_num_threads() if _gomp_parallel() is not None else 1
+
+
+def scratch(size: int) -> tuple[Tensor, int]:
+    """(memory of `size` bytes, a multiple of 64, for each of `count()` threads; where it begins, at a multiple of 64 too). The
+    caller keeps the first for as long as the second is used."""
+    memory = torch.empty(count() * size + 64, dtype=torch.uint8)
+    return memory, memory.data_ptr() + -memory.data_ptr() % 64
 
 
 def run(function, job: ctypes.Structure) -> None:
