@@ -1,4 +1,4 @@
-"""Pictures of what throughput.py and rivals.py measured."""
+"""Pictures of what throughput.py, rivals.py and step_profile.py measured."""
 
 from pathlib import Path
 
@@ -23,18 +23,32 @@ def plot_throughput(rows: list[dict], folder: Path) -> None:
 
 
 def _plot_parts(rows: list[dict], path: Path) -> None:
-    figure = Figure(figsize=(9, 1.2 + 0.3 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    left = [0.0] * len(rows)
-    for number, part in enumerate(SHARES):
-        seconds = [row.get(f"{part}_seconds", {"median": 0.0})["median"] for row in rows]
-        cells = [row["cells_per_second"] * row["step_seconds"]["median"] for row in rows]  # a step, or a round
-        milliseconds = [1000 * a / b for a, b in zip(seconds, cells, strict=True)]
-        axes.barh(range(len(rows)), milliseconds, left=left, color=COLOURS[number], label=part)
-        left = [a + b for a, b in zip(left, milliseconds, strict=True)]
+    cells = [row["cells_per_second"] * row["step_seconds"]["median"] for row in rows]  # a step, or a round
+    bars = {part: [1000 * row.get(f"{part}_seconds", {"median": 0.0})["median"] / number
+                   for row, number in zip(rows, cells, strict=True)] for part in SHARES}
     shared = [row["settings"] for row in rows]
-    axes.set(yticks=range(len(rows)), yticklabels=[_label(row, shared) for row in rows], title="Where the time goes",
-             xlabel="milliseconds a cell")
+    _plot_stacked([_label(row, shared) for row in rows], bars, "Where the time goes", "milliseconds a cell", path)
+
+
+def plot_profile(rows: list[dict], folder: Path) -> None:
+    """profile.png: what a training step consists of, in shares of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bars = {part: [100 * row["seconds_of"][part] / sum(row["seconds_of"].values()) for row in rows]
+            for part in rows[0]["seconds_of"]}
+    shared = [row["settings"] for row in rows]
+    _plot_stacked([_label({**row, "task": "training"}, shared) for row in rows], bars, "What a training step consists of",
+                  "% of the step", folder / "profile.png")
+
+
+def _plot_stacked(labels: list[str], bars: dict[str, list[float]], title: str, unit: str, path: Path) -> None:
+    """A bar a label, of the parts that `bars` names."""
+    figure = Figure(figsize=(9, 1.2 + 0.3 * len(labels)), layout="constrained")
+    axes = figure.subplots()
+    left = [0.0] * len(labels)
+    for number, (part, lengths) in enumerate(bars.items()):
+        axes.barh(range(len(labels)), lengths, left=left, color=COLOURS[number], label=part)
+        left = [a + b for a, b in zip(left, lengths, strict=True)]
+    axes.set(yticks=range(len(labels)), yticklabels=labels, title=title, xlabel=unit)
     axes.invert_yaxis()
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     save(figure, path)
