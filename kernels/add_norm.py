@@ -1,9 +1,10 @@
-"""Dropout from the shared generator, fused with what surrounds it: residual + LayerNorm, ReLU, and LayerNorm + GELU.
+"""Dropout from the shared generator, fused with what surrounds it: residual + LayerNorm, ReLU, and LayerNorm + GELU; RMSNorm.
 
     dropout(x)      = x · keep · s,  s = 65536 / (65536 − round(65536 p)): the probability that 16 bits can express
     relu_dropout(x) = dropout(max(x, 0))
     add_norm        = (z − mean z) / sqrt(var z + ε) · weight + bias,  z = residual + dropout(x)
     norm_gelu_add   = residual + dropout(GELU(LayerNorm(x)));  one pass on a CPU in bf16 (no Triton kernel)
+    rms_norm        = x / sqrt(mean x² + ε) · weight;          one pass on a CPU (no Triton kernel)
 
 `keep` depends on the token's key and the column alone (kernels/random.py), so the backward pass makes it again.
 On a CPU bf16 and fp32 are add_norm_cpu.py's.
@@ -308,6 +309,19 @@ def norm_gelu_add(
     else:
         _check_keys(x, token_keys)
     return add_norm_cpu.CpuNormGelu.apply(x, residual, weight, bias, token_keys, probability, eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean x² + ε) · weight of [T, D] states, in the dtype of `x`; statistics in fp32. On a CPU one pass.
+
+    Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (arXiv 1910.07467), equation 4.
+    """
+    if x.ndim != 2 or weight.shape != x.shape[1:]:
+        raise ValueError(f"x and weight must be [T, D] and [D], not {list(x.shape)} and {list(weight.shape)}")
+    check(x.device, FLOATS, x=x, weight=weight)
+    if add_norm_cpu.takes(x):
+        return add_norm_cpu.CpuRmsNorm.apply(x, weight, eps)
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def relu_dropout(x: Tensor, token_keys: Tensor | None, probability: float) -> Tensor:

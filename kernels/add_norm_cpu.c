@@ -1,5 +1,5 @@
-/* Dropout, ReLU + dropout, dropout + residual + LayerNorm, and LayerNorm + GELU + dropout + residual, each in one pass over the
-   rows: the work of kernels/add_norm_cpu.py. Elements are bf16 or fp32, arithmetic and statistics fp32.
+/* Dropout, ReLU + dropout, dropout + residual + LayerNorm, LayerNorm + GELU + dropout + residual, and RMSNorm, each in one pass
+   over the rows: the work of kernels/add_norm_cpu.py. Elements are bf16 or fp32, arithmetic and statistics fp32.
 
    Threads take CHUNK rows at a time. A row's results depend on that row alone, and the sums over rows are made chunk by chunk:
    the same bits whatever the threads. Loops are plain so that the compiler makes vectors of them; a sum has LANES parts because
@@ -25,7 +25,7 @@ struct job {
     const char *x, *residual, *grad, *kept; /* [rows, width]; `kept`: relu_dropout's output */
     char *out, *grad_x, *grad_residual;
     const float *weight, *bias; /* [width] */
-    float *sums;                /* [chunks, 2, width]: gradients of weight and bias */
+    float *sums;                /* [chunks, 2, width]: gradients of weight and bias; RMSNorm: [chunks, width] */
     const uint64_t *keys;       /* [rows]; NULL: nothing is dropped */
     int64_t rows, width;
     float scale, eps;
@@ -217,6 +217,41 @@ static void norm_gelu_backward_row(const struct job *job, struct row *row, int64
     store_row(job->grad_x, job->bf16, r, job->width, y);
 }
 
+/* row->z = x / its root mean square; returns one over that. */
+static float scale_row(const struct job *job, struct row *row, int64_t r) {
+    int64_t n = job->width;
+    float *restrict z = row->z;
+    load_row(job->x, job->bf16, r, n, z);
+    float rstd = 1 / sqrtf(product(z, z, n) / (float)n + job->eps);
+    for (int64_t c = 0; c < n; c++) z[c] *= rstd;
+    return rstd;
+}
+
+static void rms_norm_row(const struct job *job, struct row *row, int64_t r) {
+    scale_row(job, row, r);
+    int64_t n = job->width;
+    const float *restrict weight = job->weight;
+    float *restrict z = row->z;
+    for (int64_t c = 0; c < n; c++) z[c] *= weight[c];
+    store_row(job->out, job->bf16, r, n, z);
+}
+
+static void rms_norm_backward_row(const struct job *job, struct row *row, int64_t r) {
+    float rstd = scale_row(job, row, r);
+    int64_t n = job->width;
+    const float *restrict weight = job->weight;
+    float *restrict y = row->y, *restrict z = row->z, *restrict sums = job->sums + r / CHUNK * n;
+    load_row(job->grad, job->bf16, r, n, y);
+    if (r % CHUNK == 0) memset(sums, 0, (size_t)n * sizeof *sums);
+    for (int64_t c = 0; c < n; c++) {
+        sums[c] += y[c] * z[c];
+        y[c] *= weight[c];
+    }
+    float along = product(y, z, n) / (float)n;
+    for (int64_t c = 0; c < n; c++) y[c] = (y[c] - z[c] * along) * rstd;
+    store_row(job->grad_x, job->bf16, r, n, y);
+}
+
 /* What each thread runs. */
 static void work(struct job *job, void (*work_row)(const struct job *, struct row *, int64_t)) {
     struct row row;
@@ -231,3 +266,5 @@ void norm(void *job) { work(job, norm_row); }
 void norm_backward(void *job) { work(job, norm_backward_row); }
 void norm_gelu(void *job) { work(job, norm_gelu_row); }
 void norm_gelu_backward(void *job) { work(job, norm_gelu_backward_row); }
+void rms_norm(void *job) { work(job, rms_norm_row); }
+void rms_norm_backward(void *job) { work(job, rms_norm_backward_row); }

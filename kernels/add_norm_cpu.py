@@ -32,7 +32,7 @@ def library() -> ctypes.CDLL | None:
     found = backend.compiled(SOURCE)
     if found is not None:
         for function in (found.dropout, found.relu_dropout, found.relu_dropout_backward, found.norm, found.norm_backward,
-                         found.norm_gelu, found.norm_gelu_backward):
+                         found.norm_gelu, found.norm_gelu_backward, found.rms_norm, found.rms_norm_backward):
             function.argtypes, function.restype = [ctypes.c_void_p], None
     return found
 
@@ -138,3 +138,23 @@ class CpuNormGelu(torch.autograd.Function):
              weight=weight.float().contiguous(), bias=bias.float().contiguous(), sums=sums)
         grad_weight, grad_bias = sums.sum(0).to(weight.dtype)
         return grad_x, grad, grad_weight, grad_bias, None, None, None
+
+
+class CpuRmsNorm(torch.autograd.Function):
+    """RMSNorm. Keeps its inputs alone."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        _run("rms_norm", x.shape, x.dtype, 0.0, eps, x=x, weight=weight.float().contiguous(), out=out)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (x, weight), grad = ctx.saved_tensors, grad.contiguous()
+        grad_x, sums = torch.empty_like(grad), torch.empty(-(-x.shape[0] // CHUNK), x.shape[1])
+        _run("rms_norm_backward", x.shape, x.dtype, 0.0, ctx.eps, x=x, weight=weight.float().contiguous(), grad=grad,
+             grad_x=grad_x, sums=sums)
+        return grad_x, sums.sum(0).to(weight.dtype), None

@@ -14,8 +14,9 @@ where fewer blocks leave fewer parts.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from scbench.kernels import backend
+from scbench.kernels import backend, causal_conv_cpu
 from scbench.kernels.checks import FLOATS, INDICES, check, check_offsets
 from scbench.kernels.row_tiles import triton_accumulator
 
@@ -249,14 +250,27 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, cell_offsets: Tensor) -
     -------
     [T, E] in the dtype of `x`.
     """
+    _check(x, weight, bias, cell_offsets)
+    function = _CausalConvolutionTriton if backend.use_triton(x) else _CausalConvolution
+    return function.apply(x, weight, bias, cell_offsets)
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, cell_offsets: Tensor) -> Tensor:
+    """SiLU(causal_conv(x, weight, bias, cell_offsets)), SiLU(y) = y / (1 + exp(−y)); on a CPU one pass, rounded once
+    (causal_conv_cpu.py)."""
+    _check(x, weight, bias, cell_offsets)
+    if causal_conv_cpu.takes(x, weight, bias):
+        return causal_conv_cpu.CpuCausalConvSilu.apply(x, weight, bias, cell_offsets)
+    return F.silu(causal_conv(x, weight, bias, cell_offsets))
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, cell_offsets: Tensor) -> None:
     if x.ndim != 2 or weight.ndim != 2 or not weight.shape[:1] == bias.shape == x.shape[1:] or weight.shape[1] == 0:
         raise ValueError("x, weight and bias must be [T, E], [E, K > 0] and [E], not "
                          f"{list(x.shape)}, {list(weight.shape)} and {list(bias.shape)}")
     check(x.device, FLOATS, x=x, weight=weight, bias=bias)
     check(x.device, INDICES, cell_offsets=cell_offsets)
     check_offsets(cell_offsets, x.shape[0])
-    function = _CausalConvolutionTriton if backend.use_triton(x) else _CausalConvolution
-    return function.apply(x, weight, bias, cell_offsets)
 
 
 def causal_conv_oracle(x: Tensor, weight: Tensor, bias: Tensor, cell_offsets: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from scbench.kernels import backend, selective_scan_cpu
 from scbench.kernels.checks import FLOATS, INDICES, check, check_offsets
@@ -151,8 +152,37 @@ def selective_scan(
     if backend.use_triton(x):
         return TritonSelectiveScan.apply(*inputs, torch.is_grad_enabled() and any(v.requires_grad for v in inputs))
     if selective_scan_cpu.takes(x, decay, step, input_matrix, output_matrix, skip):
-        return selective_scan_cpu.CpuSelectiveScan.apply(*inputs)
+        return selective_scan_cpu.CpuSelectiveScan.apply(x, step, None, *inputs[2:-1], None, cell_offsets)
     return _SelectiveScan.apply(*inputs)
+
+
+def gated_selective_scan(
+    x: Tensor, step: Tensor, step_bias: Tensor, decay: Tensor, input_matrix: Tensor, output_matrix: Tensor, skip: Tensor,
+    gate: Tensor, cell_offsets: Tensor,
+) -> Tensor:
+    """selective_scan with the steps softplus(step + step_bias), times SiLU(gate): what is around it in a Mamba block.
+
+    On a CPU one pass, rounded once; steps in fp32 everywhere, as in bf16 the bias would drown what a token adds to it.
+
+    Parameters
+    ----------
+    step, gate
+        [T, E], any numbers.
+    step_bias
+        [E].
+
+    The others and what is returned are as in `selective_scan`.
+    """
+    if gate.shape != x.shape or step_bias.shape != x.shape[1:]:
+        raise ValueError(f"gate and step_bias must be {list(x.shape)} and {list(x.shape[1:])}, not {list(gate.shape)} and "
+                         f"{list(step_bias.shape)}")
+    check(x.device, FLOATS, x=x, gate=gate, step_bias=step_bias)
+    inputs = (x, step, decay, input_matrix, output_matrix, skip, cell_offsets)
+    _check(*inputs)
+    if x.dtype == step.dtype == gate.dtype and selective_scan_cpu.takes(x, *inputs[2:-1], step_bias):
+        return selective_scan_cpu.CpuSelectiveScan.apply(x, step, step_bias, *inputs[2:-1], gate, cell_offsets)
+    positive = F.softplus(step.to(torch.promote_types(step.dtype, torch.float32)) + step_bias)
+    return selective_scan(x, positive, *inputs[2:]) * F.silu(gate)
 
 
 def selective_scan_oracle(x, step, decay, input_matrix, output_matrix, skip, cell_offsets) -> Tensor:

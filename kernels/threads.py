@@ -31,6 +31,11 @@ def scratch(size: int) -> tuple[Tensor, int]:
     return memory, memory.data_ptr() + -memory.data_ptr() % 64
 
 
+def rows(x: Tensor) -> Tensor:
+    """`x` [T, E] with the columns of a row side by side, itself if they are: C code takes part of wider rows as it is."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
 def run(function, job: ctypes.Structure) -> None:
     """Call the C function void f(struct job *) on each of `count()` threads and wait for all. Python's other threads go on."""
     if count() > 1:

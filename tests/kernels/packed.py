@@ -2,6 +2,8 @@
 
 import torch
 
+from scbench.kernels.selective_scan import selective_scan_oracle
+
 F64 = torch.float64
 
 
@@ -20,6 +22,21 @@ def scan_inputs(lengths, channels=6, states=4, dtype=F64):
     inputs = [draw(tokens, channels), draw(tokens, channels).exp() / 4, -draw(channels, states).exp(),
               draw(tokens, states), draw(tokens, states), draw(channels)]
     return [x.to(dtype) for x in inputs]
+
+
+def gated_scan_inputs(lengths, channels=6, states=4, dtype=F64):
+    """x, step, step_bias, decay, input_matrix, output_matrix, skip, gate."""
+    x, _, *others = scan_inputs(lengths, channels, states, dtype)
+    generator = torch.Generator().manual_seed(1)
+    step, gate = (3 * torch.randn(x.shape, dtype=F64, generator=generator).to(dtype) for _ in range(2))
+    return [x, step, torch.randn(channels, dtype=F64, generator=generator).to(dtype), *others, gate]
+
+
+def gated_scan_oracle(x, step, step_bias, decay, input_matrix, output_matrix, skip, gate, offsets):
+    """By the definition: steps log(1 + exp(step + step_bias)), and gate / (1 + exp(-gate)) times what the scan gives."""
+    positive = torch.logaddexp(step + step_bias, torch.zeros(()))
+    out = selective_scan_oracle(x, positive, decay, input_matrix, output_matrix, skip, offsets)
+    return out * gate * torch.sigmoid(gate)
 
 
 def convolution_inputs(lengths, channels=6, taps=4, dtype=F64):

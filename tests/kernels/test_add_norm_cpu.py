@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scbench.kernels import add_norm_cpu, backend, random
-from scbench.kernels.add_norm import add_norm, dropout, dropout_oracle, norm_gelu_add, relu_dropout
+from scbench.kernels.add_norm import add_norm, dropout, dropout_oracle, norm_gelu_add, relu_dropout, rms_norm
 
 BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64
 SHAPES = [(1, 1), (3, 5), (64, 256), (65, 33), (200, 48), (2, 16384), (0, 8)]
@@ -67,6 +67,31 @@ def test_norms_and_their_gradients(monkeypatch, rows, width, dtype, dropped, fun
 
 
 @needs_native
+@pytest.mark.parametrize("dtype", [BF16, F32])
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+def test_rms_norm_and_its_gradients(rows, width, dtype):
+    x, weight = draw(rows, width, seed=0, dtype=dtype), draw(width, seed=1, dtype=dtype)
+
+    def definition(x, weight, eps):
+        return x / (x.square().mean(1, keepdim=True) + eps).sqrt() * weight
+
+    def run(function, dtype):
+        leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (x, weight)]
+        out = function(*leaves, 1e-5)
+        return [out.detach(), *torch.autograd.grad(out, leaves, draw(rows, width, seed=2, dtype=dtype).to(dtype))]
+
+    for mine, exact in zip(run(rms_norm, dtype), run(definition, F64), strict=True):
+        assert mine.dtype == dtype
+        if exact.numel():  # of one column nothing but rounding is left in x's gradient
+            assert (mine - exact).abs().max() <= (2e-6 if dtype == F32 else 2**-8) * max(exact.abs().max(), 0.1)
+
+
+def test_rms_norm_names_wrong_shapes():
+    with pytest.raises(ValueError, match=r"must be \[T, D\] and \[D\]"):
+        rms_norm(torch.zeros(3, 4), torch.zeros(3), 1e-5)
+
+
+@needs_native
 def test_gelu_by_the_definition():
     x, bias = torch.linspace(-20, 20, 4001, dtype=F64), draw(4001, seed=0, dtype=F64)
     row = torch.stack([x, -x])  # of mean 0 and variance 133: normalised, weighted back to itself
@@ -106,6 +131,8 @@ def test_the_same_bits_whatever_the_threads():
             for function in (add_norm, norm_gelu_add):
                 out = function(*leaves, keys_of(700), 0.1)
                 found[-1] += [out, *torch.autograd.grad(out, leaves, draw(700, 40, seed=9))]
+            out = rms_norm(leaves[0], leaves[2], 1e-5)
+            found[-1] += [out, *torch.autograd.grad(out, [leaves[0], leaves[2]], draw(700, 40, seed=9))]
     finally:
         torch.set_num_threads(before)
     for one, two in zip(*found, strict=True):
@@ -118,6 +145,7 @@ def test_nan_stays_nan_and_strides_do_not_matter():
     x[2, 3] = torch.nan
     for function in (add_norm, norm_gelu_add):
         assert function(x, x, x[0], x[1], None, 0.0)[2].isnan().all()
+    assert rms_norm(x, x[0], 1e-5)[2].isnan().all()
     assert relu_dropout(x, keys_of(6), 0.001)[2, 3].isnan()
     across = x.T.contiguous().T
     assert torch.equal(dropout(across, keys_of(6), 0.5).nan_to_num(), dropout(x, keys_of(6), 0.5).nan_to_num())

@@ -5,7 +5,10 @@ import torch
 from packed import F64, convolution_inputs, offsets_of, output_and_gradients
 from torch.nn import functional as F
 
-from scbench.kernels.causal_conv import causal_conv, causal_conv_oracle
+from scbench.kernels import causal_conv_cpu
+from scbench.kernels.causal_conv import causal_conv, causal_conv_oracle, causal_conv_silu
+
+needs_native = pytest.mark.skipif(causal_conv_cpu.library() is None, reason="no C compiler")
 
 
 def conv1d(x, weight, bias, offsets):
@@ -57,6 +60,41 @@ def test_bf16_is_rounded_at_the_end_only_and_repeats():
         assert (mine - theirs).abs().max() <= 2**-8 * theirs.abs().max()
 
 
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [[1], [3, 1, 0, 4], [33, 7]])
+@pytest.mark.parametrize(("channels", "taps"), [(5, 4), (1, 1), (48, 4), (17, 3)])
+def test_silu_of_it_in_one_pass(channels, taps, lengths, dtype):
+    inputs, offsets = convolution_inputs(lengths, channels, taps, dtype), offsets_of(lengths)
+    assert causal_conv_cpu.takes(*inputs)
+    ours = output_and_gradients(causal_conv_silu, inputs, offsets)
+    exact = output_and_gradients(lambda *x: F.silu(causal_conv_oracle(*x)), inputs, offsets, F64)
+    for mine, truth in zip(ours, exact, strict=True):
+        assert mine.dtype == dtype
+        assert (mine - truth).abs().max() <= (2e-6 if dtype == torch.float32 else 2**-8) * truth.abs().max()
+
+
+@needs_native
+def test_silu_of_half_of_a_projection_and_of_any_strides():
+    x, weight, bias = convolution_inputs([6, 2], 20, dtype=torch.bfloat16)
+    expected = causal_conv_silu(x, weight, bias, offsets_of([6, 2]))
+    for view in (torch.cat([x, x], 1).chunk(2, 1)[1], x.T.contiguous().T):
+        assert torch.equal(causal_conv_silu(view, weight, bias, offsets_of([6, 2])), expected)
+
+
+@needs_native
+def test_silu_gives_the_same_bits_whatever_the_threads():
+    inputs, offsets = convolution_inputs([30, 2, 17, 8], 40, dtype=torch.bfloat16), offsets_of([30, 2, 17, 8])
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(output_and_gradients(causal_conv_silu, inputs, offsets))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize(("call", "named"), [
     (lambda x, w, b: causal_conv(x, w[:3], b, offsets_of([6])), "weight"),
     (lambda x, w, b: causal_conv(x, w, b[:3], offsets_of([6])), "bias"),
@@ -69,6 +107,9 @@ def test_bf16_is_rounded_at_the_end_only_and_repeats():
     (lambda x, w, b: causal_conv(x, w, b.to("meta"), offsets_of([6])), "bias must be on cpu"),
     (lambda x, w, b: causal_conv(x, w, b, offsets_of([6])[:0]), "cell_offsets must be"),
 ])
-def test_wrong_shapes_are_named(call, named):
+def test_wrong_shapes_are_named(monkeypatch, call, named):
+    with pytest.raises(ValueError, match=named):
+        call(*convolution_inputs([6]))
+    monkeypatch.setitem(globals(), "causal_conv", causal_conv_silu)
     with pytest.raises(ValueError, match=named):
         call(*convolution_inputs([6]))

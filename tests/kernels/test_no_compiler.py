@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from packed import F64, offsets_of, output_and_gradients
+from packed import F64, gated_scan_oracle, offsets_of, output_and_gradients
 
 from scbench import kernels
 from scbench.kernels import random
-from scbench.kernels.add_norm import add_norm, dropout, dropout_oracle, norm_gelu_add, relu_dropout
+from scbench.kernels.add_norm import add_norm, dropout, dropout_oracle, norm_gelu_add, relu_dropout, rms_norm
 from scbench.kernels.attention import attention, attention_oracle, self_attention
+from scbench.kernels.causal_conv import causal_conv_oracle, causal_conv_silu
 from scbench.kernels.convolution import convolution_pool
 from scbench.kernels.gene_value_embedding import gene_value_embedding, gene_value_embedding_oracle
-from scbench.kernels.selective_scan import selective_scan, selective_scan_oracle
+from scbench.kernels.selective_scan import gated_selective_scan, selective_scan, selective_scan_oracle
 from scbench.kernels.table_rows import table_rows, table_rows_oracle
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -24,7 +25,7 @@ KEYS, DROPPED = random.bits_torch(random.key(3, 8), torch.arange(T)), 0.3
 GENES = torch.tensor([4, 0, 2, 2, 6, 4, 4, 1, 0, 6, 2], dtype=torch.int32)
 ORDER = torch.argsort(GENES, stable=True)
 VALUES = torch.tensor([0, -1, 1.5, 2, -1, 0.75, 3, 0, 4, 1.5, -1])
-FILES = {"attention_cpu", "convolution_cpu", "selective_scan_cpu", "add_norm_cpu", "added_rows", "row_sums"}
+FILES = {"attention_cpu", "causal_conv_cpu", "convolution_cpu", "selective_scan_cpu", "add_norm_cpu", "added_rows", "row_sums"}
 
 
 def norm(x, weight, bias):
@@ -47,6 +48,14 @@ def scan_of(function):
     return lambda x, step, decay, b, c, skip, offsets: function(x, step.abs(), -decay.abs(), b, c, skip, offsets)
 
 
+def gated(function):
+    return lambda x, step, bias, decay, *rest: function(x, step, bias, -decay.abs(), *rest)
+
+
+def silu(x):
+    return x / (1 + (-x).exp())
+
+
 def embedding_of_rows(*weights):
     return gene_value_embedding(GENES, VALUES.to(torch.promote_types(weights[0].dtype, F32)), ORDER, *weights)
 
@@ -57,6 +66,12 @@ CASES = {  # (operation, its definition, shapes of the inputs, the C file); both
                        "attention_cpu"),
     "selective_scan": (scan_of(selective_scan), scan_of(selective_scan_oracle),
                        [(T, D), (T, D), (D, 4), (T, 4), (T, 4), (D,)], "selective_scan_cpu"),
+    "gated_selective_scan": (gated(gated_selective_scan), gated(gated_scan_oracle),
+                             [(T, D), (T, D), (D,), (D, 4), (T, 4), (T, 4), (D,), (T, D)], "selective_scan_cpu"),
+    "causal_conv_silu": (causal_conv_silu, lambda *x: silu(causal_conv_oracle(*x)), [(T, D), (D, 3), (D,)], "causal_conv_cpu"),
+    "rms_norm": (lambda x, weight, _: rms_norm(x, weight, 1e-5),
+                 lambda x, weight, _: x / (x.square().mean(1, keepdim=True) + 1e-5).sqrt() * weight, [(T, D), (D,)],
+                 "add_norm_cpu"),
     "dropout": (lambda x, _: dropout(x, KEYS, DROPPED), lambda x, _: dropout_oracle(x, KEYS, DROPPED), [(T, D)],
                 "add_norm_cpu"),
     "relu_dropout": (lambda x, _: relu_dropout(x, KEYS, DROPPED), lambda x, _: dropout_oracle(x.relu(), KEYS, DROPPED),

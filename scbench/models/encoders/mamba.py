@@ -4,14 +4,13 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
-from scbench.kernels.add_norm import dropout
-from scbench.kernels.causal_conv import causal_conv
+from scbench.kernels.add_norm import dropout, rms_norm
+from scbench.kernels.causal_conv import causal_conv_silu
 from scbench.kernels.linear import linear
-from scbench.kernels.selective_scan import selective_scan
+from scbench.kernels.selective_scan import gated_selective_scan
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.encoder import Encoder
 from scbench.models.linear_layer import Linear
@@ -45,14 +44,13 @@ class MambaLayer(nn.Module):
 
     def forward(self, states: Tensor, cell_offsets: Tensor, keys: DropoutKeys) -> Tensor:
         """states [T, D] → [T, D]."""
-        x, gate = self.input_projection(self.norm(states)).chunk(2, 1)
-        x = F.silu(causal_conv(x, self.convolution_weight, self.convolution_bias, cell_offsets))
+        x, gate = self.input_projection(rms_norm(states, self.norm.weight, EPS)).chunk(2, 1)
+        x = causal_conv_silu(x, self.convolution_weight, self.convolution_bias, cell_offsets)
         low_rank_step, input_matrix, output_matrix = self.selection(x).split([self.rank, STATES, STATES], 1)
-        dtype = torch.promote_types(x.dtype, torch.float32)  # in bf16 the bias would drown what a token adds to it
-        step = F.softplus(linear(low_rank_step, self.step_weight).to(dtype) + self.step_bias)
-        decay = -self.decay_logarithm.to(dtype).exp()
-        x = selective_scan(x, step, decay, input_matrix, output_matrix, self.skip, cell_offsets)
-        mixed = self.output_projection(x * F.silu(gate))
+        step = linear(low_rank_step, self.step_weight)
+        decay = -self.decay_logarithm.to(torch.promote_types(x.dtype, torch.float32)).exp()
+        x = gated_selective_scan(x, step, self.step_bias, decay, input_matrix, output_matrix, self.skip, gate, cell_offsets)
+        mixed = self.output_projection(x)
         return states + dropout(mixed, keys(self.number, 0), self.probability)
 
 
@@ -70,7 +68,7 @@ class MambaEncoder(Encoder):
         """states [T, D] → [T, D]."""
         for layer in self.layers:
             states = layer(states, batch.cell_offsets, keys)
-        return self.final_norm(states)
+        return rms_norm(states, self.final_norm.weight, EPS)
 
     def initialize(self, name: str, parameter: Tensor, generator: torch.Generator) -> bool:
         """As in the paper's code: decays 1 … N, skip 1, steps log-uniform in [0.001, 0.1], Conv1d's own uniform law."""
