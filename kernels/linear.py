@@ -28,8 +28,8 @@ def _takes(x: Tensor, weight: Tensor) -> bool:
     return x.ndim > 1 and backend.use_native(x) and x.numel() * weight.shape[0] >= SMALLEST and _has_product(x.dtype)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, behind: str = "none") -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, behind, [], "")
 
 
 class _Linear(torch.autograd.Function):
@@ -76,16 +76,28 @@ def left_product(weight: Tensor, x: Tensor) -> Tensor:
     return _LeftProduct.apply(weight, x) if _takes(x.T, weight) else weight @ x
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[…, D] states times the transpose of a weight [E, D], plus a bias [E]: […, E], all of one dtype, sums in fp32.
-
-    ValueError for a shape, dtype or device that does not fit.
-    """
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:] or (bias is not None and bias.shape != weight.shape[:1]):
         raise ValueError(f"x, weight and bias must be […, D], [E, D] and [E], not {list(x.shape)}, {list(weight.shape)} and "
                          f"{None if bias is None else list(bias.shape)}")
     check(x.device, FLOATS, x=x)
     check(x.device, (x.dtype,), weight=weight, **({} if bias is None else {"bias": bias}))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[…, D] states times the transpose of a weight [E, D], plus a bias [E]: […, E], all of one dtype, sums in fp32.
+
+    ValueError for a shape, dtype or device that does not fit.
+    """
+    _check(x, weight, bias)
     if not _takes(x, weight):
         return F.linear(x, weight, bias)
     return _Linear.apply(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+
+def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """relu of `linear`; where there are no gradients oneDNN's product with the relu inside, a pass less."""
+    if torch.is_grad_enabled() or not _takes(x, weight):
+        return torch.relu(linear(x, weight, bias))
+    _check(x, weight, bias)
+    return _product(x.flatten(0, -2), weight, bias, "relu").view(*x.shape[:-1], weight.shape[0])

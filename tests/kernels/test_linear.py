@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from scbench.kernels import backend
 from scbench.kernels import linear as module
-from scbench.kernels.linear import left_product, linear
+from scbench.kernels.linear import left_product, linear, linear_relu
 
 BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64
 TOLERANCE = {BF16: 2**-7, F32: 1e-5}
@@ -39,6 +39,23 @@ def test_values_and_gradients(monkeypatch, shape, width, biased, dtype):
         assert mine.dtype == dtype and mine.is_contiguous()
         error = (mine.double() - exact).norm() / exact.norm()
         assert error < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("smallest", [0, 2**24])
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_relu_is_the_same_to_the_bit_with_gradients_and_without(monkeypatch, dtype, smallest):
+    monkeypatch.setattr(module, "SMALLEST", smallest)
+    x, weight, bias = draw(5, 33, 48, seed=0, dtype=dtype), draw(40, 48, seed=1, dtype=dtype), draw(40, seed=2, dtype=dtype)
+    leaves = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+    expected = linear(*leaves).relu()
+    assert 0.4 < (expected > 0).float().mean() < 0.6
+    with torch.no_grad():
+        assert torch.equal(linear_relu(*leaves), expected)
+        assert torch.equal(linear_relu(x, weight), linear(x, weight).relu())
+    out = linear_relu(*leaves)
+    assert torch.equal(out, expected)
+    for mine, theirs in zip(*(torch.autograd.grad(y, leaves, torch.ones_like(y)) for y in (out, expected)), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("dtype", [BF16, F32, F64])

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
-from scbench.kernels.add_norm import norm_gelu_add, relu_dropout
+from scbench.kernels.add_norm import norm_gelu_add
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.encoder import Encoder
 from scbench.models.linear_layer import Linear
@@ -25,7 +25,7 @@ class LinearLayer(nn.Module):
 
     def forward(self, states: Tensor, keys: DropoutKeys) -> Tensor:
         """states [T, D] → [T, D]."""
-        inner = relu_dropout(self.linear1(states), keys(self.number, INNER), self.probability)
+        inner = self.linear1.relu_dropout(states, keys(self.number, INNER), self.probability)
         norm, token_keys = self.norm, keys(self.number, OUTPUT)
         return norm_gelu_add(self.linear2(inner), states, norm.weight, norm.bias, token_keys, self.probability)
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from scbench.config import ModelConfig
 from scbench.data.batch import CellBatch
-from scbench.kernels.add_norm import add_norm, relu_dropout
+from scbench.kernels.add_norm import add_norm
 from scbench.kernels.attention import self_attention
 from scbench.models.dropout_keys import DropoutKeys
 from scbench.models.encoders.encoder import Encoder
@@ -43,7 +43,7 @@ class TransformerLayer(nn.Module):
         mixed = self.attention_output(self_attention(projection, batch.cell_offsets, **options).reshape(tokens, width))
         norm = self.attention_norm
         states = add_norm(mixed, states, norm.weight, norm.bias, keys(self.number, ATTENTION_OUTPUT), self.probability)
-        inner = relu_dropout(self.linear1(states), keys(self.number, FEED_FORWARD_INNER), self.probability)
+        inner = self.linear1.relu_dropout(states, keys(self.number, FEED_FORWARD_INNER), self.probability)
         norm = self.feed_forward_norm
         return add_norm(
             self.linear2(inner), states, norm.weight, norm.bias, keys(self.number, FEED_FORWARD_OUTPUT), self.probability
