@@ -224,9 +224,20 @@ def test_where_libraries_are_kept(monkeypatch):
     assert native.cache_directory() == Path("/own")
 
 
+def test_another_header_makes_another_library(monkeypatch, tmp_path):
+    monkeypatch.setenv("SCBENCH_CACHE", str(tmp_path / "cache"))
+    source, header = tmp_path / "answer.c", tmp_path / "answer.h"
+    source.write_text('#include "answer.h"\nint answer(void) { return ANSWER; }\n')
+    for answer in (1, 2, 1):
+        header.write_text(f"#define ANSWER {answer}\n")
+        assert native.load(source).answer() == answer
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
 @pytest.mark.full
 def test_a_wheel_carries_the_source(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    assert {"scbench/kernels/sampler.c", "scbench/kernels/cells.c"} <= set(zipfile.ZipFile(wheel).namelist())
+    sources = {f"scbench/kernels/{file.name}" for end in ("c", "h") for file in (ROOT / "kernels").glob(f"*.{end}")}
+    assert "scbench/kernels/rows.h" in sources and sources <= set(zipfile.ZipFile(wheel).namelist())
