@@ -1,6 +1,7 @@
 """The machine that a benchmark runs on: what it is, its matrix rate, its clock, a process's memory."""
 
 import contextlib
+import ctypes
 import gc
 import subprocess
 import time
@@ -59,11 +60,13 @@ def peak_bytes() -> int | None:
 
 
 def forget_peak() -> None:
-    """Let `peak_bytes` begin anew, at what is held now; where the system cannot do it, a peak stays that of the process."""
+    """Let `peak_bytes` begin anew, at what is in use now; where the system cannot do it, a peak stays that of the process."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return
     gc.collect()
+    with contextlib.suppress(AttributeError):  # glibc: memory that was freed and kept goes back
+        ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -19,8 +19,9 @@ embed() { # STORE GENES CELLS WARMUP STEPS
         --implementations plain_bucketed plain_matmul scbench --json "$out/embedding_$1_$run.json" --plots "$out/embedding_$1_$run"
 }
 vary() { # OPTION VALUES
+    local name=${1#--}; name=by_${name//-/_}_$run
     python "$here/throughput.py" --structures transformer linear --tasks training --warmup 1 --steps 3 "$@" \
-        --json "$out/by${1//-/_}_$run.json" --plots "$out/by${1//-/_}_$run"
+        --json "$out/$name.json" --plots "$out/$name"
 }
 
 case $what in

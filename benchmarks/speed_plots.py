@@ -36,7 +36,7 @@ def plot_profile(rows: list[dict], folder: Path) -> None:
     bars = {part: [100 * row["seconds_of"][part] / sum(row["seconds_of"].values()) for row in rows]
             for part in rows[0]["seconds_of"]}
     shared = [row["settings"] for row in rows]
-    _plot_stacked([_label({**row, "task": "training"}, shared) for row in rows], bars, "What a training step consists of",
+    _plot_stacked([_label(row, shared) for row in rows], bars, "What a training step consists of",
                   "% of the step", folder / "profile.png")
 
 
@@ -57,7 +57,8 @@ def _plot_stacked(labels: list[str], bars: dict[str, list[float]], title: str, u
 def _label(row: dict, shared: list[dict]) -> str:
     """The structure, the task, and what differs among the rows."""
     names = [name for name in (*AXES, "precision", "deepspeed") if len({s[name] for s in shared if s[name]}) > 1]
-    return ", ".join([row["structure"], row["task"], *(f"{name} {row['settings'][name]}" for name in names)])
+    what = [row[name] for name in ("structure", "task") if name in row]
+    return ", ".join([*what, *(f"{name} {row['settings'][name]}" for name in names)])
 
 
 def _plot_axis(rows: list[dict], axis: str, name: str, path: Path) -> None:

@@ -1,8 +1,10 @@
-"""The tables of docs/performance.md, from several runs of rivals.py and throughput.py, and from predicted_step.py.
+"""The tables of docs/performance.md, from several runs of rivals.py, throughput.py and step_profile.py, and from
+predicted_step.py and precision.py; and the README's sentence.
 
     python benchmarks/speed_tables.py docs/results/throughput
 
-A number is the median over the runs, and behind it the lowest and the highest; a ratio is taken inside each run first.
+FOLDER has the runs, `predicted/` in it and `precision/` beside it the others. A number is the median over the runs, and behind
+it the lowest and the highest; a ratio is taken inside each run first.
 """
 
 import json
@@ -19,12 +21,13 @@ Rows = list[dict]
 def read_runs(folder: Path, name: str) -> list[Rows]:
     """The rows of NAME_1.json, NAME_2.json, … that have numbers, run by run."""
     files = sorted(folder.glob(f"{name}_[0-9].json"))
-    runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    return [[row for row in run if row["status"] == "ok"] for run in runs]
+    return [[row for row in read(file) if row["status"] == "ok"] for file in files]
 
 
 def spread(values: list[float], form: str) -> str:
-    """Median (lowest to highest)."""
+    """Median (lowest to highest), or the only one."""
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
     return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
@@ -182,18 +185,64 @@ def predicted_table(rows: Rows) -> list[str]:
                   "bound by (low, high)"], lines)
 
 
+def profile_table(runs: list[Rows]) -> list[str]:
+    """One line a structure: what a training step consists of."""
+    lines = []
+    for structure in structures_of(runs):
+        rows = [of(run, structure, "scbench") for run in runs]
+        parts = ("products", "passes", "parameters", "between")
+        lines.append([
+            structure, f"{median(1e3 * row['step_seconds']['median'] for row in rows):,.0f}",
+            *(f"{median(row['seconds_of'][part] / sum(row['seconds_of'].values()) for row in rows):.0%}" for part in parts),
+            spread([row["products_of_peak"] for row in rows], ".0%"),
+        ])  # fmt: skip
+    return table(["structure", "step, ms", "products", "passes", "parameters", "between", "products' rate"], lines)
+
+
+def precision_table(rows: Rows) -> list[str]:
+    """One line a structure: validation losses of bf16 beside fp32's, and how runs' memory grew."""
+    lines = []
+    for row in rows:
+        if row["precision"] == "difference":
+            end, runs = row["end"], [x for x in rows if x["structure"] == row["structure"] and x["seed"] is not None]
+            growth = [x["growth_bytes"] / 1e6 for x in runs]
+            most = max(max(x["peak_bytes"].values()) for x in runs) / 1e9
+            lines.append([
+                row["structure"], f"{end['fp32']:.4f}", f"{end['difference']:+.4f} ({end['difference_low']:+.4f} to "
+                f"{end['difference_high']:+.4f})", f"{end['spread']:.4f}",
+                f"{abs(row['largest_difference_in_spreads']):.2f} (step {row['largest_difference_step']})", row["verdict"],
+                f"{min(growth):.0f} to {max(growth):.0f} MB of {most:.1f} GB",
+            ])  # fmt: skip
+    return table(["structure", "fp32's loss", "bf16's less fp32's", "spread of seeds", "largest difference, in spreads",
+                  "verdict", "memory grew by"], lines)
+
+
+def sentence(training: list[Rows]) -> str:
+    """What the README says of speed."""
+    best, reference = (ratio(training, "transformer", name) for name in (best_plain(training, "transformer"), "reference"))
+    return (f"On two CPU cores a transformer trains {best} times as fast as the best plain PyTorch and {reference} times as "
+            f"fast as the reference (medians of {len(training)} runs, lowest and highest)")
+
+
+def read(file: Path) -> Rows:
+    """The rows of one run."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def main(folder: Path) -> None:
     """Print all."""
     prefix = "embedding_"
     stores = sorted({file.stem.removeprefix(prefix)[:-2] for file in folder.glob(f"{prefix}*_[0-9].json")})
     embedding = {store: read_runs(folder, prefix + store) for store in stores}
     training, parts, ranks = (read_runs(folder, name) for name in ("training", "parts", "ranks"))
-    print("\n\n".join([
-        peaks_line({"training": training, "parts": parts, **embedding}), "\n".join(goals_table(training, embedding, parts)),
-        "\n".join(training_table(training)), "\n".join(embedding_table(embedding)), "\n".join(parts_table(parts)),
-        "\n".join(ranks_table(ranks)),
-        "\n".join(predicted_table(json.loads((folder / "predicted" / "predicted.json").read_text(encoding="utf-8")))),
-    ]))  # fmt: skip
+    tables = [
+        goals_table(training, embedding, parts), training_table(training), embedding_table(embedding), parts_table(parts),
+        ranks_table(ranks), profile_table(read_runs(folder, "profile")),
+        precision_table(read(folder.parent / "precision" / "precision.json")),
+        predicted_table(read(folder / "predicted" / "predicted.json")),
+    ]
+    lines = [sentence(training), peaks_line({"training": training, "parts": parts, **embedding})]
+    print("\n\n".join([*lines, *("\n".join(lines) for lines in tables)]))
 
 
 if __name__ == "__main__":
