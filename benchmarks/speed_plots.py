@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, PercentFormatter
 
 from scbench.evaluation.plots import COLOURS, save
 
@@ -69,13 +69,24 @@ def _plot_axis(rows: list[dict], axis: str, name: str, path: Path) -> None:
         point = (row["settings"][axis], row["cells_per_second"], row["mfu"])
         lines.setdefault(_label({**row, "settings": {**row["settings"], axis: None}}, shared), []).append(point)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
+    values = sorted({row["settings"][axis] for row in rows})
     for axes, index, title in zip(figure.subplots(1, 2), (1, 2), ("cells a second", "MFU"), strict=True):
         for number, (label, points) in enumerate(lines.items()):
             points = sorted(points)
             style = {"color": COLOURS[number % len(COLOURS)], "marker": "osX^Dv"[number // len(COLOURS) % 6]}
             axes.plot([point[0] for point in points], [point[index] for point in points], label=label, **style)
-        axes.set(xlabel=name, ylabel=title, xscale="log", yscale="log")
+        axes.set(xlabel=name, ylabel=title, xscale="log")
+        axes.set_xticks(values, labels=[f"{value:,}" for value in values], minor=False)
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
+        if title == "MFU":
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        else:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
     save(figure, path)
 
